@@ -1,0 +1,1 @@
+"""minidet: YOLOF and YOLOX, taken apart and put together again."""

@@ -1,0 +1,85 @@
+"""Files that are either whole or not there: written to a temporary name, flushed to disk, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from minidet.errors import DataError, MinidetError
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
+    """Open a file for writing that replaces `path` only when everything was written.
+
+    Args:
+        path: the final name; missing parent folders are made.
+
+    Yields:
+        A binary file under a temporary name in the same folder.
+
+    Raises:
+        MinidetError: the folder cannot be written or the disk is full. Whatever stood at `path` before is untouched.
+    """
+    path = Path(path)
+    temporary: str | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes the file private; a result is an ordinary file
+        os.replace(temporary, path)
+        temporary = None
+    except OSError as error:
+        raise MinidetError(
+            f"{path}: cannot be written ({error.strerror or error}). Free some disk space or choose another folder; "
+            "a file that stood there before is unchanged."
+        ) from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_json(path: str | Path, value: Any, indent: int | None = None) -> None:
+    """Write `value` as UTF-8 JSON, atomically; NaN and infinity are refused because JSON has no word for them."""
+    with atomic_write(path) as file:
+        file.write((json.dumps(value, indent=indent, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a UTF-8 JSON file.
+
+    Raises:
+        DataError: the file is missing, unreadable, not UTF-8, or not whole JSON; the text names the place.
+    """
+    path = Path(path)
+    try:
+        return json.loads(path.read_bytes().decode("utf-8-sig"))
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: there is no such file. Check the path.") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not UTF-8 text (byte {error.start}). Is it really a JSON file?") from error
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{path}: is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}. "
+            "If the file breaks off there, copy or download it again."
+        ) from error
+    except RecursionError as error:
+        raise DataError(f"{path}: is nested too deeply to be an annotation file.") from error
