@@ -1,0 +1,102 @@
+"""Who learns what: the one result that every assignment strategy gives, whatever led to it.
+
+Source: chapter 06; the strategies are in the modules beside this one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from minidet.grid import Grid
+
+BACKGROUND = -1
+IGNORED = -2
+
+
+@dataclass(frozen=True)
+class DensePredictions:
+    """What a detector says at every slot, before anything is thrown away.
+
+    Attributes:
+        grid: where the A slots are.
+        raw_boxes: [B, A, 4] float32, the box predictor's own numbers.
+        boxes: [B, A, 4] float32 xyxy in pixels of the network input.
+        class_logits: [B, A, C] float32.
+        object_logits: [B, A] float32, or None for a detector without objectness.
+    """
+
+    grid: Grid
+    raw_boxes: Tensor
+    boxes: Tensor
+    class_logits: Tensor
+    object_logits: Tensor | None
+
+    def class_scores(self) -> Tensor:
+        """[B, A, C] score of each class: its probability, times that of an object where the detector tells."""
+        scores = self.class_logits.sigmoid()
+        return scores if self.object_logits is None else scores * self.object_logits.sigmoid()[..., None]
+
+    def detach(self) -> DensePredictions:
+        """The same numbers, cut off from the computation of gradients."""
+        objects = None if self.object_logits is None else self.object_logits.detach()
+        return DensePredictions(
+            self.grid, self.raw_boxes.detach(), self.boxes.detach(), self.class_logits.detach(), objects
+        )
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The P pairs (slot, ground truth) that the box loss sees; all [P] int64."""
+
+    image: Tensor
+    slot: Tensor
+    gt: Tensor
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Which slot learns which object, for a batch.
+
+    Attributes:
+        matched_gt: [B, A] int64, row of the ground truth in its image's list, or BACKGROUND, or IGNORED.
+        pairs: the pairs that the box loss sees. One a positive slot, unless a strategy keeps duplicates (YOLOF does).
+        quality: [B, A] float32 in [0, 1], IoU of each positive slot's box with its object, 0 elsewhere.
+        num_gt: objects in each image.
+        trace: for each image what led to the result, as named tensors; None unless it was asked for.
+    """
+
+    matched_gt: Tensor
+    pairs: Pairs
+    quality: Tensor
+    num_gt: tuple[int, ...]
+    trace: tuple[dict[str, Tensor], ...] | None = None
+
+    @property
+    def positive(self) -> Tensor:
+        """[B, A] bool."""
+        return self.matched_gt >= 0
+
+    @property
+    def num_positives(self) -> Tensor:
+        """Positive slots in the batch, a scalar int64 tensor."""
+        return self.positive.sum()
+
+
+class Assigner(Protocol):
+    """Anything that turns predictions and targets into an `Assignment`, without gradients."""
+
+    def __call__(self, predictions: DensePredictions, targets: Sequence[dict[str, Tensor]], trace: bool = False) -> Assignment: ...
+
+
+def pairs_of(matched_gt: Tensor) -> Pairs:
+    """The pairs of an assignment in which every positive slot has exactly one object, image by image, slot by slot."""
+    image, slot = torch.nonzero(matched_gt >= 0, as_tuple=True)
+    return Pairs(image, slot, matched_gt[image, slot])

@@ -1,0 +1,215 @@
+"""What every detector of this library can do, whatever is inside: the contract of `torchvision.models.detection`.
+
+    model.train(); losses = model(images, targets)
+    model.eval(); predictions = model(images)
+
+and, for those who want to look inside: `features`, `dense` and `assign`. Chapter 00 uses it all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from minidet.assign import Assignment, DensePredictions
+from minidet.boxes import clip_boxes
+from minidet.data.augment import letterbox
+
+Images = Sequence[Tensor] | Tensor
+Target = dict[str, Any]
+Prediction = dict[str, Tensor]
+
+
+class Detector(nn.Module):
+    """Base of the detectors. A subclass has a `config` and implements `features_of`, `dense_of`, `losses_of` and `select`.
+
+    Attributes:
+        name: the variant's name in `minidet.list_models()`.
+        num_classes: C.
+        class_names: C names, or None when nobody told.
+        input_hw: (height, width) that pictures are letterboxed to.
+        use_l1: adds the L1 term to the losses; YOLOX's recipe turns it on for the last epochs.
+        last_assignment: who learned what in the latest training step.
+    """
+
+    size_divisor = 32  # sides of a network input are multiples of this: the stride of the coarsest level
+
+    def __init__(self, config: Any, name: str):
+        super().__init__()
+        self.config = config
+        self.name = name
+        self.num_classes: int = config.num_classes
+        self.class_names: list[str] | None = list(config.class_names) if config.class_names else None
+        self.input_hw: tuple[int, int] = tuple(config.input_hw)
+        self.use_l1 = False
+        self.last_assignment: Assignment | None = None
+
+    # What a subclass fills in; `x` is [B, 3, H, W] float32, RGB, 0 to 255.
+
+    def features_of(self, x: Tensor) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def dense_of(self, x: Tensor) -> DensePredictions:
+        raise NotImplementedError
+
+    def assign_of(self, predictions: DensePredictions, targets: Sequence[Target], trace: bool) -> Assignment:
+        raise NotImplementedError
+
+    def losses_of(
+        self, predictions: DensePredictions, assignment: Assignment, targets: Sequence[Target]
+    ) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def select(self, boxes: Tensor, class_scores: Tensor) -> Prediction:
+        raise NotImplementedError
+
+    # What a user calls.
+
+    def forward(self, images: Images, targets: Sequence[Target] | None = None) -> dict[str, Tensor] | list[Prediction]:
+        """Losses in training mode, predictions in evaluation mode.
+
+        Args:
+            images: pictures, or network input.
+                A list of [3, H, W] tensors of any size is pictures: each is letterboxed to `input_hw`; targets and
+                predictions are in the picture's own pixels. One tensor [B, 3, H, W] is network input, used as it is; H and W
+                are multiples of 32. Both RGB, uint8 from 0 to 255 or float from 0 to 1.
+            targets: in training, for each image `boxes` [N, 4] float xyxy in pixels and `labels` [N] int64. N may be 0.
+
+        Returns:
+            In training a dict of scalar losses, weighted and ready to be summed. In evaluation for each image a dict of
+            `boxes` [N, 4] float xyxy in pixels, inside the picture, `scores` [N] and `labels` [N], by decreasing score.
+
+        Raises:
+            ValueError: images or targets are not of this form; the text names the image.
+        """
+        if self.training:
+            if targets is None:
+                raise ValueError("a model in training mode needs targets; call model.eval() first to get predictions")
+            x, _ = self.network_input(images)
+            targets = self.network_targets(images, targets)
+            predictions = self.dense_of(x)
+            with _full_precision(x):
+                assignment = self.assign_of(predictions.detach(), targets, trace=False)
+                self.last_assignment = assignment
+                return self.losses_of(predictions, assignment, targets)
+
+        x, ratios = self.network_input(images)
+        predictions = self.dense_of(x)
+        scores = predictions.class_scores()
+        results = []
+        for image, boxes, image_scores, ratio in zip(images, predictions.boxes, scores, ratios, strict=True):
+            found = self.select(boxes, image_scores)
+            found["boxes"] = clip_boxes(found["boxes"] / ratio, tuple(image.shape[-2:]))
+            results.append(found)
+        return results
+
+    def features(self, images: Images) -> dict[str, Tensor]:
+        """The feature maps of every stage of backbone and neck, by name, each [B, channels, rows, columns]."""
+        return self.features_of(self.network_input(images)[0])
+
+    def dense(self, images: Images) -> DensePredictions:
+        """What the model says at every slot, in pixels of the network input, before any is thrown away."""
+        return self.dense_of(self.network_input(images)[0])
+
+    def assign(self, images: Images, targets: Sequence[Target], trace: bool = True) -> Assignment:
+        """Which slot would learn which object from these images, with everything that led to it."""
+        x, _ = self.network_input(images)
+        with torch.no_grad(), _full_precision(x):
+            return self.assign_of(self.dense_of(x), self.network_targets(images, targets), trace)
+
+    # From pictures to network input.
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def network_input(self, images: Images) -> tuple[Tensor, list[float]]:
+        """One float tensor [B, 3, H, W] on the model's device, 0 to 255, and for each image its scale (input / picture)."""
+        if isinstance(images, Tensor):
+            self._check_batch(images)
+            return _to_255(images.to(self.device, non_blocking=True)), [1.0] * len(images)
+        if not images:
+            raise ValueError("there is no image in the list; give at least one [3, H, W] tensor")
+        boxed, ratios = [], []
+        for index, image in enumerate(images):
+            _check_picture(image, index)
+            picture, _, ratio = letterbox(image.to(self.device), torch.zeros(0, 4), self.input_hw, fill=_grey_for(image))
+            boxed.append(_to_255(picture))
+            ratios.append(ratio)
+        return torch.stack(boxed), ratios
+
+    def network_targets(self, images: Images, targets: Sequence[Target]) -> list[Target]:
+        """The targets in pixels of the network input, on the model's device, checked."""
+        if len(targets) != len(images):
+            raise ValueError(f"{len(images)} images, but {len(targets)} targets; give one target an image")
+        scaled = []
+        for index, (image, target) in enumerate(zip(images, targets, strict=True)):
+            self._check_target(target, index)
+            boxes = target["boxes"].to(self.device, torch.float32, non_blocking=True)
+            if not isinstance(images, Tensor):
+                boxes = boxes * _ratio(tuple(image.shape[-2:]), self.input_hw)
+            scaled.append({"boxes": boxes, "labels": target["labels"].to(self.device, non_blocking=True)})
+        return scaled
+
+    def _check_batch(self, images: Tensor) -> None:
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"a batch of network input has the shape [B, 3, H, W], this one {list(images.shape)}")
+        if any(side % self.size_divisor for side in images.shape[-2:]):
+            raise ValueError(
+                f"the sides of a network input are multiples of {self.size_divisor}, these are "
+                f"{images.shape[-2]} x {images.shape[-1]}; pictures of any size go into a list, model([image, ...])"
+            )
+
+    def _check_target(self, target: Target, index: int) -> None:
+        image_id = target.get("image_id")
+        where = f"targets[{index}]" + (f" (image id {image_id})" if image_id is not None else "")
+        boxes, labels = target.get("boxes"), target.get("labels")
+        if boxes is None or labels is None:
+            raise ValueError(f"{where} needs 'boxes' and 'labels'; it has {sorted(target)}")
+        if boxes.ndim != 2 or boxes.shape[1] != 4 or labels.shape != boxes.shape[:1]:
+            raise ValueError(
+                f"{where}: boxes are [N, 4] and labels [N], these are {list(boxes.shape)} and {list(labels.shape)}; "
+                "an image without objects has boxes [0, 4] and labels [0]"
+            )
+        if labels.dtype != torch.int64:
+            raise ValueError(f"{where}: labels are int64, these are {labels.dtype}")
+        if boxes.device.type == "cpu" and len(boxes):  # looking at values on a GPU would make it wait
+            if not bool(boxes.isfinite().all()):
+                raise ValueError(f"{where}: a box has NaN or infinite coordinates")
+            if not bool((boxes[:, 2:] >= boxes[:, :2]).all()):
+                raise ValueError(f"{where}: boxes are (x1, y1, x2, y2) with x1 <= x2 and y1 <= y2; one is not")
+            if int(labels.min()) < 0 or int(labels.max()) >= self.num_classes:
+                raise ValueError(
+                    f"{where}: labels go from 0 to {self.num_classes - 1} (num_classes={self.num_classes}), "
+                    f"these from {int(labels.min())} to {int(labels.max())}"
+                )
+
+
+def _check_picture(image: Tensor, index: int) -> None:
+    if not isinstance(image, Tensor) or image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
+        shape = list(image.shape) if isinstance(image, Tensor) else type(image).__name__
+        raise ValueError(f"images[{index}]: a picture is a tensor [3, H, W] (RGB), this is {shape}")
+
+
+def _to_255(images: Tensor) -> Tensor:
+    return images * 255.0 if images.is_floating_point() else images.float()
+
+
+def _grey_for(image: Tensor) -> float:
+    return 114 / 255 if image.is_floating_point() else 114
+
+
+def _ratio(image_hw: tuple[int, int], input_hw: tuple[int, int]) -> float:
+    return min(input_hw[0] / image_hw[0], input_hw[1] / image_hw[1])
+
+
+def _full_precision(x: Tensor) -> torch.autocast:
+    """Assignment and losses are computed in float32, also where the network runs in half precision."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+MAX_LOG_SIZE = math.log(1000.0)  # exp of a raw size is cut here: 1000 strides are 8000 pixels on the finest level

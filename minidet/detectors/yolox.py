@@ -1,0 +1,188 @@
+"""YOLOX: anchor-free boxes, a decoupled head, SimOTA.
+
+Source: arXiv 2107.08430; chapters 08 to 11.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from minidet.assign import Assigner, Assignment, DensePredictions, SimOTA
+from minidet.boxes import cxcywh_to_xyxy, nms
+from minidet.detectors.detector import MAX_LOG_SIZE, Detector, Prediction, Target
+from minidet.grid import Grid, make_grid
+from minidet.layers.darknet import CSPDarknet, Darknet53
+from minidet.layers.heads import DecoupledHead
+from minidet.layers.pyramid import LEVELS, PAFPN, YOLOFPN
+from minidet.losses import binary_cross_entropy, giou_loss, iou_loss, raw_box_targets
+
+STRIDES = (8, 16, 32)
+
+
+@dataclass(frozen=True)
+class YOLOXConfig:
+    """One YOLOX. The defaults are those of the published code; `minidet.create_model` changes single fields."""
+
+    num_classes: int = 80
+    class_names: tuple[str, ...] | None = None
+    backbone: str = "cspdarknet"  # or "darknet53"
+    depth: float = 1.0  # multiplies the bottlenecks of a stage (cspdarknet)
+    width: float = 1.0  # multiplies the channels (cspdarknet and head)
+    depthwise: bool = False  # depthwise separable 3 x 3 convolutions (nano)
+    input_hw: tuple[int, int] = (640, 640)
+    pixel_mean: tuple[float, float, float] = (0.0, 0.0, 0.0)  # RGB, of 255; only the paper's "legacy" weights use it
+    pixel_std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    assigner: Assigner = field(default_factory=SimOTA)
+    box_loss: str = "iou"  # or "giou"
+    box_weight: float = 5.0
+    score_threshold: float = 0.001  # as for COCO's AP; raise it to look at pictures
+    nms_threshold: float = 0.65
+    class_agnostic: bool = False  # True: boxes suppress each other whatever their classes
+    max_detections: int | None = None  # None: as published, no limit
+
+
+class YOLOX(Detector):
+    """A whole YOLOX. Build it with `minidet.create_model("yolox-s", num_classes=...)`."""
+
+    def __init__(self, config: YOLOXConfig, name: str = "yolox"):
+        super().__init__(config, name)
+        if config.backbone == "cspdarknet":
+            self.backbone = CSPDarknet(config.depth, config.width, config.depthwise)
+            self.neck = PAFPN(self.backbone.channels, round(3 * config.depth), config.depthwise)
+            activation = "silu"
+        elif config.backbone == "darknet53":
+            self.backbone, self.neck, activation = Darknet53(), YOLOFPN(), "leaky_relu"
+        else:
+            raise ValueError(f"backbone {config.backbone!r} is not known; choose 'cspdarknet' or 'darknet53'")
+        if config.box_loss not in ("iou", "giou"):
+            raise ValueError(f"box_loss {config.box_loss!r} is not known; choose 'iou' or 'giou'")
+        self.head = DecoupledHead(
+            self.neck.channels, int(256 * config.width), config.num_classes, config.depthwise, activation
+        )
+        self.score_threshold = config.score_threshold
+        self.nms_threshold = config.nms_threshold
+        self.class_agnostic = config.class_agnostic
+        self.max_detections = config.max_detections
+        normalised = any(config.pixel_mean) or set(config.pixel_std) != {1.0}
+        self.register_buffer(
+            "pixel_mean", torch.tensor(config.pixel_mean).view(3, 1, 1) if normalised else None, persistent=False
+        )
+        self.register_buffer(
+            "pixel_std", torch.tensor(config.pixel_std).view(3, 1, 1) if normalised else None, persistent=False
+        )
+
+    def features_of(self, x: Tensor) -> dict[str, Tensor]:
+        if self.pixel_mean is not None:
+            x = (x - self.pixel_mean) / self.pixel_std
+        stages = self.backbone(x)
+        return {**stages, **self.neck(stages)}
+
+    def dense_of(self, x: Tensor) -> DensePredictions:
+        features = self.features_of(x)
+        levels = self.head([features[name] for name in LEVELS])
+        shapes = tuple(tuple(boxes.shape[-2:]) for _, boxes, _ in levels)
+        grid = cached_grid(shapes, x.device)
+
+        def in_a_row(maps: list[Tensor]) -> Tensor:  # L x [B, n, H, W] -> [B, A, n]
+            return torch.cat([m.flatten(2) for m in maps], dim=2).transpose(1, 2).float()
+
+        class_logits, raw_boxes, object_logits = (in_a_row(list(maps)) for maps in zip(*levels, strict=True))
+        return DensePredictions(grid, raw_boxes, decode(raw_boxes, grid), class_logits, object_logits[..., 0])
+
+    def assign_of(self, predictions: DensePredictions, targets: Sequence[Target], trace: bool) -> Assignment:
+        return self.config.assigner(predictions, targets, trace)
+
+    def losses_of(
+        self, predictions: DensePredictions, assignment: Assignment, targets: Sequence[Target]
+    ) -> dict[str, Tensor]:
+        """The weighted terms, each a sum over the batch divided by the number of positive slots in it (at least 1)."""
+        image, slot, _ = pairs = (assignment.pairs.image, assignment.pairs.slot, assignment.pairs.gt)
+        gt_boxes, gt_labels = _matched_targets(targets, *pairs)
+        positives = max(len(image), 1)
+
+        box_term = iou_loss if self.config.box_loss == "iou" else giou_loss
+        boxes = predictions.boxes[image, slot]  # [P, 4]
+        # The class branch learns how well the slot's box fits, the objectness only whether there is an object.
+        class_targets = torch.nn.functional.one_hot(gt_labels, self.num_classes) * assignment.quality[image, slot, None]
+        losses = {
+            "loss_box": self.config.box_weight * box_term(boxes, gt_boxes).sum() / positives,
+            "loss_objectness": binary_cross_entropy(predictions.object_logits, assignment.positive).sum() / positives,
+            "loss_class": binary_cross_entropy(predictions.class_logits[image, slot], class_targets).sum() / positives,
+        }
+        if self.use_l1:
+            wanted = raw_box_targets(gt_boxes, predictions.grid.cells[slot], predictions.grid.strides[slot])
+            losses["loss_l1"] = (predictions.raw_boxes[image, slot] - wanted).abs().sum() / positives
+        return losses
+
+    def select(self, boxes: Tensor, class_scores: Tensor) -> Prediction:
+        return postprocess(
+            boxes, class_scores, self.score_threshold, self.nms_threshold, self.class_agnostic, self.max_detections
+        )
+
+
+@lru_cache(maxsize=64)  # multi-scale training meets a dozen sizes
+def cached_grid(level_shapes: tuple[tuple[int, int], ...], device: torch.device) -> Grid:
+    return make_grid(level_shapes, STRIDES, device)
+
+
+def decode(raw_boxes: Tensor, grid: Grid) -> Tensor:
+    """From what the box predictor says to boxes in pixels.
+
+    The centre counts from the cell's corner, so a box centred in its cell has tx = ty = 0.5. Sizes are exponentials, cut at
+    1000 strides so that they stay finite.
+
+    Args:
+        raw_boxes: [B, A, 4] float32 (tx, ty, tw, th).
+        grid: the A slots.
+
+    Returns:
+        [B, A, 4] float32 xyxy in pixels.
+
+    Source: YOLOX, section 2.1 "Anchor-free"; chapter 09.
+    """
+    centers = (raw_boxes[..., :2] + grid.cells) * grid.strides[:, None]
+    sizes = raw_boxes[..., 2:].clamp(max=MAX_LOG_SIZE).exp() * grid.strides[:, None]
+    return cxcywh_to_xyxy(torch.cat([centers, sizes], dim=-1))
+
+
+def postprocess(
+    boxes: Tensor,
+    class_scores: Tensor,
+    score_threshold: float,
+    nms_threshold: float,
+    class_agnostic: bool = False,
+    max_detections: int | None = None,
+) -> Prediction:
+    """Detections of one image: the best class of each slot, those above the threshold, non-maximum suppression.
+
+    Args:
+        boxes: [A, 4] float xyxy.
+        class_scores: [A, C] float, class probability times objectness.
+        score_threshold: scores equal to it stay.
+        nms_threshold: boxes that overlap a better one by more than this IoU go.
+        class_agnostic: suppress across classes too.
+        max_detections: keep at most so many.
+
+    Returns:
+        `boxes` [N, 4], `scores` [N] and `labels` [N] int64, by decreasing score.
+    """
+    scores, labels = class_scores.max(dim=1)
+    kept = (scores >= score_threshold).nonzero().flatten()
+    boxes, scores, labels = boxes[kept], scores[kept], labels[kept]
+    order = nms(boxes, scores, None if class_agnostic else labels, nms_threshold)[:max_detections]
+    return {"boxes": boxes[order], "scores": scores[order], "labels": labels[order]}
+
+
+def _matched_targets(targets: Sequence[Target], image: Tensor, slot: Tensor, gt: Tensor) -> tuple[Tensor, Tensor]:
+    """Box [P, 4] and label [P] of the object in each pair."""
+    all_boxes = torch.cat([target["boxes"] for target in targets])
+    all_labels = torch.cat([target["labels"] for target in targets])
+    counts = [len(target["labels"]) for target in targets]
+    first = torch.tensor([0, *counts[:-1]], device=image.device).cumsum(0)  # row of each image's first object
+    row = first[image] + gt
+    return all_boxes[row], all_labels[row]

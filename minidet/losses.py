@@ -1,0 +1,44 @@
+"""The loss terms of both detectors, without reduction: each returns one number a box or a logit.
+
+Everything here computes in float32: in half precision box corners are rounded so coarsely that an IoU can exceed 1.
+
+Source: YOLOX, section 2.1; chapter 09.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from minidet.boxes import giou, iou, xyxy_to_cxcywh
+
+
+def iou_loss(boxes: Tensor, targets: Tensor) -> Tensor:
+    """1 - IoU^2 of each box with its target, [P, 4] and [P, 4] xyxy -> [P]. Disjoint boxes cost 1 and have no gradient."""
+    return 1 - iou(boxes.float(), targets.float()) ** 2
+
+
+def giou_loss(boxes: Tensor, targets: Tensor) -> Tensor:
+    """1 - GIoU of each box with its target, [P, 4] and [P, 4] xyxy -> [P] in [0, 2]."""
+    return 1 - giou(boxes.float(), targets.float()).clamp(-1, 1)
+
+
+def binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Sigmoid cross entropy with soft targets in [0, 1], elementwise."""
+    return F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none")
+
+
+def raw_box_targets(gt_boxes: Tensor, cells: Tensor, strides: Tensor) -> Tensor:
+    """What the box predictor would have to say, before decoding, to hit its target exactly.
+
+    Args:
+        gt_boxes: [P, 4] float xyxy in pixels.
+        cells: [P, 2] float, (gx, gy) of the slots.
+        strides: [P] float.
+
+    Returns:
+        [P, 4] float (tx, ty, tw, th): centre relative to the cell's corner in strides, logarithm of the size in strides.
+    """
+    gt_cxcywh = xyxy_to_cxcywh(gt_boxes) / strides[:, None]
+    return torch.cat([gt_cxcywh[:, :2] - cells, torch.log(gt_cxcywh[:, 2:] + 1e-8)], dim=1)
