@@ -1,0 +1,560 @@
+"""One training picture out of one, four or five: letterbox, mosaic, affine map, MixUp, colour, mirror, and the boxes that follow.
+
+The functions above `Augmentation` have no randomness: what they do is in their arguments. The `random_*` functions below
+it draw those arguments as the official training does. Source: YOLOX, section 2.1, "strong data augmentation"; chapter 10.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from minidet.boxes import box_area
+from minidet.errors import MinidetError
+
+GREY = 114  # what YOLOX fills empty space with
+
+Sample = tuple[Tensor, Tensor, Tensor]  # image uint8 [3, H, W], boxes float [N, 4] xyxy, labels int64 [N]
+
+
+# Size ---------------------------------------------------------------------------------------------------------------
+
+
+def letterbox_geometry(image_hw: tuple[int, int], size_hw: tuple[int, int]) -> tuple[float, tuple[int, int]]:
+    """How far a picture must be scaled to fit into a frame, and how large it is then.
+
+    Args:
+        image_hw: height and width of the picture.
+        size_hw: height and width of the frame.
+
+    Returns:
+        The ratio for boxes, and the new (height, width). Both are cut off to whole pixels, so even the long side may end
+        one pixel short of the frame; a very thin picture keeps at least one pixel.
+
+    Source: YOLOX, official code; chapter 10.
+    """
+    ratio = min(size_hw[0] / image_hw[0], size_hw[1] / image_hw[1])
+    return ratio, (max(int(image_hw[0] * ratio), 1), max(int(image_hw[1] * ratio), 1))
+
+
+def resize(images: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    """Bilinear resizing without antialiasing, as OpenCV's INTER_LINEAR.
+
+    Args:
+        images: [3, H, W] or [B, 3, H, W], uint8 or float, on any device.
+        size_hw: new height and width.
+
+    Returns:
+        The same dtype and device; the images themselves where the size is right already.
+    """
+    if images.shape[-2:] == tuple(size_hw):
+        return images
+    batch = images if images.dim() == 4 else images[None]
+    as_float = batch.dtype == torch.uint8 and batch.device.type != "cpu"  # only the CPU resizes uint8 directly
+    resized = F.interpolate(
+        batch.float() if as_float else batch, size=tuple(size_hw), mode="bilinear", align_corners=False
+    )
+    if as_float:
+        resized = resized.round().to(torch.uint8)
+    return resized if images.dim() == 4 else resized[0]
+
+
+def pad(image: Tensor, size_hw: tuple[int, int], fill: float = GREY) -> Tensor:
+    """Put [3, H, W] into the top-left corner of a frame of at least its size."""
+    if image.shape[-2:] == tuple(size_hw):
+        return image
+    frame = image.new_full((image.shape[0], *size_hw), fill)
+    frame[:, : image.shape[1], : image.shape[2]] = image
+    return frame
+
+
+def letterbox(
+    image: Tensor, boxes: Tensor, size_hw: tuple[int, int], fill: float = GREY
+) -> tuple[Tensor, Tensor, float]:
+    """Scale a picture to fit into a frame, keeping its shape, and fill the rest on the right or below.
+
+    Args:
+        image: [3, H, W], uint8 or float.
+        boxes: [N, 4] float, xyxy in pixels of `image`.
+        size_hw: height and width of the frame.
+        fill: value of the empty space, in the image's own range (114 of 255).
+
+    Returns:
+        The frame [3, *size_hw], the boxes in its pixels, and the ratio: dividing boxes by it leads back.
+
+    Source: YOLOX, official code; chapter 10.
+    """
+    ratio, resized_hw = letterbox_geometry(tuple(image.shape[-2:]), size_hw)
+    return pad(resize(image, resized_hw), size_hw, fill), boxes * ratio, ratio
+
+
+def resize_batch(images: Tensor, targets: Sequence[dict], size_hw: tuple[int, int]) -> tuple[Tensor, list[dict]]:
+    """The step of multi-scale training: a finished batch in another size, stretched if the shape differs.
+
+    Args:
+        images: [B, 3, H, W], uint8 or float, on any device.
+        targets: B dicts with `boxes` [N, 4] float xyxy; other entries are kept.
+        size_hw: new height and width, multiples of 32.
+
+    Returns:
+        Images and targets in the new size. The arguments are not changed.
+
+    Source: YOLOX, section 2.1; chapter 11.
+    """
+    height, width = images.shape[-2:]
+    scale_y, scale_x = size_hw[0] / height, size_hw[1] / width
+    scaled = []
+    for target in targets:
+        boxes = target["boxes"]
+        scaled.append({**target, "boxes": boxes * boxes.new_tensor([scale_x, scale_y, scale_x, scale_y])})
+    return resize(images, size_hw), scaled
+
+
+# Boxes at a border --------------------------------------------------------------------------------------------------
+
+
+def cut_boxes(
+    boxes: Tensor, labels: Tensor, size_hw: tuple[int, int], min_visible: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Clip boxes to a frame, and drop those of which too little is left.
+
+    Args:
+        boxes: [N, 4] float, xyxy in pixels of the frame, possibly outside it.
+        labels: [N] int64.
+        size_hw: height and width of the frame.
+        min_visible: smallest share of its area that a box must keep. 0 keeps every box, even one without any area, as
+            YOLOX does; `finish` drops those later.
+
+    Returns:
+        Boxes and labels that are kept, in their order.
+    """
+    height, width = size_hw
+    clipped = torch.minimum(boxes.clamp(min=0), boxes.new_tensor([width, height, width, height]))
+    if min_visible == 0:
+        return clipped, labels
+    keep = box_area(clipped) >= min_visible * box_area(boxes)
+    return clipped[keep], labels[keep]
+
+
+# Mirror and colour --------------------------------------------------------------------------------------------------
+
+
+def flip_horizontal(image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Mirror left and right: [3, H, W] and xyxy boxes [N, 4]; x becomes width - x."""
+    width = image.shape[-1]
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    return image.flip(-1), torch.stack([width - x2, y1, width - x1, y2], dim=-1)
+
+
+# OpenCV divides by a table lookup: 255 / value and 30 / difference, in units of 1/4096. Keeping its rounding keeps its colours.
+_DIVISORS = torch.arange(256, dtype=torch.float64).clamp(min=1)
+_SATURATION_TABLE = (255 * 4096 / _DIVISORS).round().to(torch.int32)
+_HUE_TABLE = (30 * 4096 / _DIVISORS).round().to(torch.int32)
+
+
+def rgb_to_hsv(image: Tensor) -> Tensor:
+    """Hue, saturation and value in OpenCV's 8-bit form, equal to its numbers for every colour.
+
+    Args:
+        image: [3, H, W] uint8 RGB.
+
+    Returns:
+        [3, H, W] int32: hue in steps of two degrees, 0 to 179 (red 0, green 60, blue 120, grey 0); saturation and value 0 to 255.
+    """
+    red, green, blue = image.to(torch.int32).unbind(0)
+    value = image.amax(0).to(torch.int32)
+    spread = value - image.amin(0)
+    sixth = torch.where(  # hue in sixths of the circle, times spread
+        value == red, green - blue, torch.where(value == green, blue - red + 2 * spread, red - green + 4 * spread)
+    )
+    per_value = _SATURATION_TABLE.index_select(0, value.flatten()).view_as(value)
+    per_spread = _HUE_TABLE.index_select(0, spread.flatten()).view_as(value)
+    hue = (sixth * per_spread + 2048) >> 12
+    saturation = (spread * per_value + 2048) >> 12
+    return torch.stack([torch.where(hue < 0, hue + 180, hue), saturation, value])
+
+
+def hsv_to_rgb(hsv: Tensor) -> Tensor:
+    """The way back from `rgb_to_hsv`; fractions are cut off, as in OpenCV, whose numbers it meets within 1 of 255.
+
+    Args:
+        hsv: [3, H, W] integers; hue 0 to 179, saturation and value 0 to 255.
+
+    Returns:
+        [3, H, W] uint8 RGB.
+    """
+    hue, saturation, value = hsv.to(torch.float32).unbind(0)
+    sixth = hue / 30  # 0 to 6 around the circle: red at 0, green at 2, blue at 4
+    # The pure colour of this hue: each channel is full within one sixth of its own colour, and gone two sixths away.
+    pure = torch.stack([(sixth - 3).abs() - 1, 2 - (sixth - 2).abs(), 2 - (sixth - 4).abs()]).clamp_(0, 1)
+    faded = pure.sub_(1).mul_(saturation / 255).add_(1)  # towards white as saturation falls
+    return faded.mul_(value).to(torch.uint8)
+
+
+def hsv_jitter(image: Tensor, hue: int, saturation: int, value: int) -> Tensor:
+    """Shift the colours of a picture by whole steps of 8-bit HSV.
+
+    Args:
+        image: [3, H, W] uint8 RGB.
+        hue: added, in steps of two degrees; runs around the circle.
+        saturation, value: added; the results are held between 0 and 255.
+
+    Returns:
+        [3, H, W] uint8 RGB.
+
+    Source: YOLOX, official code (0.2.0 and later; before that the three were factors); chapter 10.
+    """
+    hsv = rgb_to_hsv(image)
+    hsv[0].add_(hue).remainder_(180)
+    hsv[1].add_(saturation).clamp_(0, 255)
+    hsv[2].add_(value).clamp_(0, 255)
+    return hsv_to_rgb(hsv)
+
+
+# Affine map ---------------------------------------------------------------------------------------------------------
+
+
+def affine_matrix(
+    angle: float,
+    scale: float,
+    shear_x: float,
+    shear_y: float,
+    translate_x: float,
+    translate_y: float,
+    size_hw: tuple[int, int],
+    centred: bool = False,
+) -> Tensor:
+    """The map from a picture to the frame that training sees: turn and scale, then shear, then shift.
+
+    Args:
+        angle: degrees, counter-clockwise as seen.
+        scale: factor.
+        shear_x, shear_y: degrees.
+        translate_x, translate_y: shift, as a share of the frame's width and height.
+        size_hw: height and width of the frame.
+        centred: turn and scale about the frame's centre. False is YOLOX's way: about the top-left corner.
+
+    Returns:
+        [2, 3] float64: new (x, y) = matrix @ (x, y, 1).
+
+    Source: YOLOX, official code (OpenCV's getRotationMatrix2D about the origin, then two shears); chapter 10.
+    """
+    height, width = size_hw
+    cosine, sine = scale * math.cos(math.radians(angle)), scale * math.sin(math.radians(angle))
+    turn = torch.tensor([[cosine, sine], [-sine, cosine]], dtype=torch.float64)  # y points down
+    shear = torch.tensor(
+        [[1, math.tan(math.radians(shear_y))], [math.tan(math.radians(shear_x)), 1]], dtype=torch.float64
+    )
+    linear = shear @ turn
+    shift = torch.tensor([translate_x * width, translate_y * height], dtype=torch.float64)
+    if centred:
+        centre = torch.tensor([width / 2, height / 2], dtype=torch.float64)
+        shift = shift + centre - linear @ centre
+    return torch.cat([linear, shift[:, None]], dim=1)
+
+
+def warp_affine(image: Tensor, matrix: Tensor, size_hw: tuple[int, int], fill: float = GREY) -> Tensor:
+    """Move a picture by an affine map; bilinear, with whole coordinates at pixel centres, as OpenCV's warpAffine.
+
+    OpenCV rounds positions to 1/32 pixel, this function doesn't: values differ by a few of 255 where the picture is rough.
+
+    Args:
+        image: [3, H, W] uint8.
+        matrix: [2, 3] float, from image to frame; it must be invertible.
+        size_hw: height and width of the frame.
+        fill: value around the image; the outermost pixels blend into it.
+
+    Returns:
+        [3, *size_hw] uint8.
+
+    Source: YOLOX, official code; chapter 10.
+    """
+    back = torch.linalg.inv(matrix[:, :2].double())  # where does each pixel of the frame come from?
+    shift = -back @ matrix[:, 2].double()
+    (a, b, u), (c, d, v) = torch.cat([back, shift[:, None]], dim=1).tolist()
+    x = torch.arange(size_hw[1], dtype=torch.float32)
+    y = torch.arange(size_hw[0], dtype=torch.float32)[:, None]
+    source_x, source_y = a * x + (b * y + u), c * x + (d * y + v)  # [H, W]
+    height, width = image.shape[-2:]
+    grid = torch.stack([(2 * source_x + 1) / width - 1, (2 * source_y + 1) / height - 1], dim=-1)  # edges at -1 and 1
+    centred = image[None].float() - fill  # so that the zeros that grid_sample finds outside mean `fill`
+    warped = F.grid_sample(centred, grid[None], mode="bilinear", padding_mode="zeros", align_corners=False)
+    return (warped[0] + fill).round_().to(torch.uint8)
+
+
+def transform_boxes(boxes: Tensor, matrix: Tensor) -> Tensor:
+    """The upright hull of each box's four mapped corners.
+
+    A turned box grows: its hull is wider than the object's. YOLOX trains its last epochs without mosaic for this reason.
+
+    Args:
+        boxes: [N, 4] float, xyxy.
+        matrix: [2, 3] float.
+
+    Returns:
+        [N, 4] of the boxes' dtype, xyxy, not clipped.
+    """
+    corners = boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].to(matrix).view(-1, 4, 2)  # [N, 4 corners, (x, y)]
+    moved = corners @ matrix[:, :2].T + matrix[:, 2]
+    return torch.cat([moved.amin(dim=1), moved.amax(dim=1)], dim=1).to(boxes)
+
+
+# Several pictures in one --------------------------------------------------------------------------------------------
+
+
+def mosaic_tile(
+    position: int, centre_xy: tuple[int, int], tile_hw: tuple[int, int], size_hw: tuple[int, int]
+) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
+    """Where one of the four pictures lies on the mosaic, and which part of it is seen.
+
+    Args:
+        position: 0 top-left, 1 top-right, 2 bottom-left, 3 bottom-right of the centre.
+        centre_xy: where the four meet, in pixels of the canvas.
+        tile_hw: height and width of the picture.
+        size_hw: height and width of the network input; the canvas is twice as high and wide.
+
+    Returns:
+        x1, y1, x2, y2 on the canvas and in the picture, whole pixels.
+
+    Source: YOLOX, official code; chapter 10.
+    """
+    (x, y), (height, width) = centre_xy, tile_hw
+    left, top = x - width if position in (0, 2) else x, y - height if position in (0, 1) else y
+    x1, y1 = max(left, 0), max(top, 0)
+    x2, y2 = min(left + width, 2 * size_hw[1]), min(top + height, 2 * size_hw[0])
+    return (x1, y1, x2, y2), (x1 - left, y1 - top, x2 - left, y2 - top)
+
+
+def mosaic(
+    tiles: Sequence[Sample], centre_xy: tuple[int, int], size_hw: tuple[int, int], min_visible: float = 0.0
+) -> Sample:
+    """Four pictures around a point, on a grey canvas of twice the input's height and width.
+
+    Args:
+        tiles: four (image, boxes, labels): top-left, top-right, bottom-left, bottom-right. Each touches the centre with a corner.
+        centre_xy: where they meet, in pixels of the canvas.
+        size_hw: height and width of the network input.
+        min_visible: see `cut_boxes`.
+
+    Returns:
+        Canvas [3, 2H, 2W] and all boxes, clipped to it, with their labels.
+
+    Source: YOLOX, section 2.1 (Mosaic is YOLOv4's and ultralytics-YOLOv3's idea); chapter 10.
+    """
+    canvas_hw = 2 * size_hw[0], 2 * size_hw[1]
+    canvas = tiles[0][0].new_full((3, *canvas_hw), GREY)
+    moved = []
+    for position, (image, boxes, _) in enumerate(tiles):
+        (x1, y1, x2, y2), (u1, v1, u2, v2) = mosaic_tile(position, centre_xy, tuple(image.shape[-2:]), size_hw)
+        canvas[:, y1:y2, x1:x2] = image[:, v1:v2, u1:u2]
+        moved.append(boxes + boxes.new_tensor([x1 - u1, y1 - v1, x1 - u1, y1 - v1]))
+    boxes, labels = cut_boxes(torch.cat(moved), torch.cat([tile[2] for tile in tiles]), canvas_hw, min_visible)
+    return canvas, boxes, labels
+
+
+def mixup(
+    sample: Sample,
+    other: Sample,
+    scale: float,
+    flip: bool,
+    offset_xy: tuple[int, int] = (0, 0),
+    min_visible: float = 0.0,
+) -> Sample:
+    """Two pictures, half transparent, one over the other; the objects of both count in full.
+
+    Args:
+        sample: image [3, H, W] uint8, boxes, labels.
+        other: the same, with an image of the same H and W.
+        scale: the other picture is resized by it; where it is smaller than the frame, black fills the rest.
+        flip: mirror the other picture.
+        offset_xy: top-left corner of the H x W window that is cut out of it, where it is larger.
+        min_visible: see `cut_boxes`.
+
+    Returns:
+        The mean of both pictures (rounded down), and the boxes and labels of both.
+
+    Source: YOLOX, section 2.1, after arXiv 1710.09412; chapter 10.
+    """
+    image, boxes, labels = sample
+    other_image, other_boxes, other_labels = other
+    height, width = image.shape[-2:]
+    other_image = resize(other_image, (int(height * scale), int(width * scale)))
+    other_boxes = other_boxes * scale
+    if flip:
+        other_image, other_boxes = flip_horizontal(other_image, other_boxes)
+    x, y = offset_xy
+    window = pad(other_image[:, y : y + height, x : x + width], (height, width), fill=0)
+    other_boxes, other_labels = cut_boxes(
+        other_boxes - other_boxes.new_tensor([x, y, x, y]), other_labels, (height, width), min_visible
+    )
+    blend = ((image.to(torch.int16) + window) >> 1).to(torch.uint8)
+    return blend, torch.cat([boxes, other_boxes]), torch.cat([labels, other_labels])
+
+
+# Chance -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What may happen to a training picture, and how far. The defaults are those of yolox-s and larger.
+
+    Every field can be 0: `Augmentation(mosaic_prob=0, hsv_prob=0, flip_prob=0)` leaves pictures as they are. A range is
+    (lowest, highest); a single number means "up to this far either way".
+
+    Raises:
+        MinidetError: a value makes no sense; the text names the field.
+
+    Source: YOLOX, section 2.1 and table 5, numbers from the official code; chapter 10.
+    """
+
+    mosaic_prob: float = 1.0  # four pictures in one, then the affine map (tiny 1, nano 0.5)
+    mosaic_scale: tuple[float, float] = (0.1, 2.0)  # factors of that affine map (tiny and nano 0.5 to 1.5)
+    mixup_prob: float = 1.0  # a fifth picture laid over a mosaic (tiny and nano 0)
+    mixup_scale: tuple[float, float] = (0.5, 1.5)  # factors of the fifth picture
+    affine_prob: float = 0.0  # not in YOLOX: an affine map about the centre, for a picture without mosaic
+    affine_scale: tuple[float, float] = (0.8, 1.25)  # factors of that one
+    degrees: float = 10.0  # turn of both affine maps
+    translate: float = 0.1  # shift of both, as a share of width and height
+    shear: float = 2.0  # of both, in degrees
+    hsv_prob: float = 1.0  # colour jitter
+    hsv_gains: tuple[int, int, int] = (5, 30, 30)  # up to so many 8-bit steps of hue, saturation, value
+    flip_prob: float = 0.5  # mirror
+    min_box_side: float = 1.0  # pixels; a box must be wider and higher than this
+    min_visible: float = 0.0  # not in YOLOX: smallest share of its area that a box must keep at each cut
+    max_labels: int = (
+        120  # objects a picture; more are left out (the official code takes 50 when mosaic is off for good)
+    )
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            numbers = value if isinstance(value, (tuple, list)) else (value,)
+            wanted = len(field.default) if isinstance(field.default, tuple) else 1
+            if len(numbers) != wanted or not all(isinstance(n, (int, float)) and math.isfinite(n) for n in numbers):
+                kind = "a number" if wanted == 1 else f"{wanted} numbers"
+                raise MinidetError(f"augmentation: {field.name} is {value!r}, but it must be {kind}.")
+            if field.name.endswith(("_prob", "_visible")) and not 0 <= value <= 1:
+                raise MinidetError(f"augmentation: {field.name} is {value}, but it must lie between 0 and 1.")
+            if field.name.endswith("_scale") and not 0 < value[0] <= value[1]:
+                raise MinidetError(
+                    f"augmentation: {field.name} is {value}, but it must be a range of factors above 0, the smaller one first."
+                )
+            if min(numbers) < 0:
+                raise MinidetError(f"augmentation: {field.name} is {value}, but it must not be negative.")
+        if max(self.degrees, self.shear) >= 45:  # beyond that shear and turn can flatten a picture to a line
+            raise MinidetError("augmentation: degrees and shear must be below 45.")
+        if self.max_labels < 1:
+            raise MinidetError(f"augmentation: max_labels is {self.max_labels}, but it must be at least 1.")
+
+
+def random_affine(
+    sample: Sample,
+    size_hw: tuple[int, int],
+    scale_range: tuple[float, float],
+    augmentation: Augmentation,
+    rng: np.random.Generator,
+    centred: bool = False,
+) -> Sample:
+    """An affine map with random numbers: `sample` of any size becomes a frame of `size_hw`, with its boxes clipped."""
+    image, boxes, labels = sample
+    a = augmentation
+    matrix = affine_matrix(
+        angle=rng.uniform(-a.degrees, a.degrees),
+        scale=rng.uniform(*scale_range),
+        shear_x=rng.uniform(-a.shear, a.shear),
+        shear_y=rng.uniform(-a.shear, a.shear),
+        translate_x=rng.uniform(-a.translate, a.translate),
+        translate_y=rng.uniform(-a.translate, a.translate),
+        size_hw=size_hw,
+        centred=centred,
+    )
+    boxes, labels = cut_boxes(transform_boxes(boxes, matrix), labels, size_hw, a.min_visible)
+    return warp_affine(image, matrix, size_hw), boxes, labels
+
+
+def random_mosaic(
+    tiles: Sequence[Sample], size_hw: tuple[int, int], augmentation: Augmentation, rng: np.random.Generator
+) -> Sample:
+    """Four pictures around a point in the middle of the canvas, and of the canvas what the affine map shows: [3, *size_hw]."""
+    height, width = size_hw
+    y = int(rng.uniform(0.5 * height, 1.5 * height))
+    x = int(rng.uniform(0.5 * width, 1.5 * width))
+    canvas = mosaic(tiles, (x, y), size_hw, augmentation.min_visible)
+    return random_affine(canvas, size_hw, augmentation.mosaic_scale, augmentation, rng)
+
+
+def random_mixup(sample: Sample, other: Sample, augmentation: Augmentation, rng: np.random.Generator) -> Sample:
+    """MixUp with a random size, mirror and window. `other` is a picture that fits into the frame of `sample`."""
+    height, width = sample[0].shape[-2:]
+    scale = rng.uniform(*augmentation.mixup_scale)
+    flip = rng.random() < 0.5
+    y = int(rng.integers(max(int(height * scale) - height, 1)))
+    x = int(rng.integers(max(int(width * scale) - width, 1)))
+    other = pad(other[0], (height, width)), other[1], other[2]
+    return mixup(sample, other, scale, flip, (x, y), augmentation.min_visible)
+
+
+def random_hsv(image: Tensor, augmentation: Augmentation, rng: np.random.Generator) -> Tensor:
+    """Colour jitter: each of hue, saturation and value is shifted or, one time in two, left alone."""
+    offsets = rng.uniform(-1, 1, 3) * augmentation.hsv_gains * rng.integers(0, 2, 3)
+    return hsv_jitter(image, *(int(offset) for offset in offsets))  # int() cuts towards 0, as the official code does
+
+
+def finish(sample: Sample, size_hw: tuple[int, int], augmentation: Augmentation, rng: np.random.Generator) -> Sample:
+    """The last steps, which every training picture goes through: colour, mirror, padding, and the choice of boxes.
+
+    A picture without objects is only padded. Where no box is large enough in the end, the picture without colour and
+    mirror is taken, with all its boxes, small ones included (but none without area: nothing could be learned from it).
+
+    Args:
+        sample: image [3, h, w] uint8 that fits into the frame, boxes in its pixels, labels.
+        size_hw: height and width of the network input.
+        augmentation: hsv, flip, min_box_side and max_labels are used.
+        rng: source of chance.
+
+    Returns:
+        Image [3, *size_hw] uint8, at most `max_labels` boxes, and their labels.
+
+    Source: YOLOX, official code; chapter 10.
+    """
+    image, boxes, labels = sample
+    if len(boxes) > 0:
+        if rng.random() < augmentation.hsv_prob:
+            image = random_hsv(image, augmentation, rng)
+        if rng.random() < augmentation.flip_prob:
+            image, boxes = flip_horizontal(image, boxes)
+        keep = _shorter_side(boxes) > augmentation.min_box_side
+        if not keep.any():
+            image, boxes, labels = sample
+            keep = _shorter_side(boxes) > 0
+        boxes, labels = boxes[keep], labels[keep]
+    most = augmentation.max_labels
+    return pad(image, size_hw), boxes[:most], labels[:most]
+
+
+def random_size(rng: np.random.Generator, heights: tuple[int, int], input_hw: tuple[int, int]) -> tuple[int, int]:
+    """A network input size for multi-scale training: the height uniform among multiples of 32, the width in proportion.
+
+    Args:
+        rng: source of chance.
+        heights: lowest and highest height, multiples of 32.
+        input_hw: the usual size, whose shape is kept as far as multiples of 32 allow.
+
+    Returns:
+        Height and width.
+
+    Source: YOLOX, section 2.1; chapter 11.
+    """
+    rows = int(rng.integers(heights[0] // 32, heights[1] // 32 + 1))
+    return 32 * rows, 32 * max(int(rows * input_hw[1] / input_hw[0]), 1)
+
+
+def _shorter_side(boxes: Tensor) -> Tensor:
+    return (boxes[:, 2:] - boxes[:, :2]).amin(dim=1)
