@@ -1,0 +1,1 @@
+"""Training: recipes, averaged weights, checkpoints, the loop."""

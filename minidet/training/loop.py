@@ -1,0 +1,395 @@
+"""Training a detector, from the first step to the last picture: the published loop, and what it takes to survive.
+
+`training_step` is the whole method; everything around it feeds it, watches it, or writes down where it stands.
+
+Source: YOLOX, section 2.1; chapter 11.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor
+from tqdm import tqdm
+
+from minidet.data.augment import resize_batch
+from minidet.data.coco import CocoDataset
+from minidet.data.loader import TrainingLoader, training_loader
+from minidet.detectors import Detector, save_weights
+from minidet.detectors.weights import model_description
+from minidet.errors import MinidetError, RunError
+from minidet.evaluation.average_precision import AveragePrecision, evaluate
+from minidet.training.checkpoint import checkpoint_path, save_checkpoint
+from minidet.training.ema import Ema
+from minidet.training.hardware import PRECISIONS, choose_device, choose_precision, choose_workers, describe_hardware
+from minidet.training.interrupt import Interrupt, interruptible
+from minidet.training.recipe import Recipe, learning_rate, make_optimizer, training_size
+from minidet.training.report import LossLog, TensorBoard, save_pictures
+from minidet.training.run_folder import RunFolder, explain_stop
+from minidet.training.state import TrainingState
+
+READ_EVERY = 20  # steps between two looks at the losses on a GPU
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What came out of `train`.
+
+    Attributes:
+        run_dir: the run's folder.
+        metrics: the rows of its metrics.jsonl, one an epoch.
+        evaluation: the last evaluation of this call; None where there was none.
+        interrupted: training was stopped by Ctrl-C and can be resumed.
+    """
+
+    run_dir: Path
+    metrics: list[dict[str, Any]]
+    evaluation: AveragePrecision | None
+    interrupted: bool
+
+    @property
+    def best_ap(self) -> float | None:
+        """The highest AP of all evaluations of the run."""
+        return max((row["ap"] for row in self.metrics if row["ap"] is not None), default=None)
+
+
+def train(
+    model: Detector,
+    recipe: Recipe,
+    train_data: CocoDataset,
+    val_data: CocoDataset | None,
+    run_dir: str | Path,
+    *,
+    device: str | torch.device = "auto",
+    precision: str = "auto",
+    resume: bool = False,
+    seed: int = 0,
+    workers: int | None = None,
+    channels_last: bool = True,
+    tensorboard: bool = True,
+    progress: bool = True,
+    log: Callable[[str], None] = tqdm.write,
+) -> TrainingResult:
+    """Train a detector and keep everything that comes of it in a folder.
+
+    Args:
+        model: trained in place; for the same result twice, set the seed before making it.
+        recipe: how. What it leaves open ("published") is filled in for this model.
+        train_data: pictures to learn from.
+        val_data: pictures to be judged by; None means no evaluation.
+        run_dir: a new or empty folder, or with `resume` that of the run to go on with.
+        device: "auto" takes CUDA before MPS before the CPU.
+        precision: "auto", "fp32", "bf16" or "fp16" (of the network; losses and weights are always float32).
+        resume: go on from the newest checkpoint in `run_dir`, with the same model, recipe, data and seed.
+        seed: of everything random in data and image sizes. On one machine the same seed gives the same run.
+        workers: processes that prepare images; None chooses for this machine.
+        channels_last: keep images and weights with channels innermost, which most processors compute faster.
+        tensorboard: write event files into `run_dir/tensorboard`.
+        progress: show a bar.
+        log: takes every line of text that is told.
+
+    Returns:
+        Metrics, the last evaluation, and whether Ctrl-C ended it: then a checkpoint was saved after the current step.
+
+    Raises:
+        RunError: the folder, the recipe or the device cannot be used, a loss became NaN, or a checkpoint could not be
+            written; the text says which, and which checkpoint is the last good one.
+        DataError: an image cannot be read.
+
+    Source: YOLOX, section 2.1; chapter 11.
+    """
+    device = choose_device(device)
+    precision = choose_precision(precision, device)
+    check_classes(model, train_data, val_data)
+    model.class_names = model.class_names or list(train_data.class_names)
+    recipe = recipe.resolved(model.name, model.input_hw)
+    folder = RunFolder(run_dir, run_config(model, recipe, train_data, val_data, seed, device, precision), resume)
+    for note in recipe.warnings():
+        log(f"Note: {note}")
+
+    channels_last = channels_last and device.type != "mps"
+    model.to(device, memory_format=torch.channels_last if channels_last else torch.preserve_format).train()
+    state = TrainingState(
+        model=model,
+        optimizer=make_optimizer(model, recipe),
+        ema=Ema(model, recipe.ema_decay, recipe.ema_ramp),
+        scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
+        losses=LossLog(read_every=1 if device.type == "cpu" else READ_EVERY),
+    )
+    saved = folder.newest_state(log) if resume else None
+    if saved is not None:
+        state.load_state_dict(saved)
+    loader = training_loader(
+        train_data,
+        recipe.augmentation,
+        model.input_hw,
+        recipe.batch_size,
+        seed,
+        choose_workers(device) if workers is None else workers,
+        pin_memory=device.type == "cuda",
+        progress=progress,
+    )
+    run = Run(state, recipe, loader, val_data, folder, seed, device, precision, log)
+    if resume:
+        folder.forget_after(state.epoch + (state.step == len(loader)))
+        if folder.metrics and folder.metrics[-1]["epoch"] == recipe.epochs:
+            log(f"{folder.path}: this run is finished ({recipe.epochs} epochs); nothing is left to do.")
+            return TrainingResult(folder.path, folder.metrics, None, interrupted=False)
+
+    interrupted = False
+    board = TensorBoard(folder.path / "tensorboard", tensorboard, state.iteration, log)
+    total = recipe.epochs * len(loader)
+    with (
+        interruptible(log) as interrupt,
+        tqdm(total=total, initial=state.iteration, unit="step", disable=not progress) as bar,
+    ):
+        try:
+            while state.epoch < recipe.epochs and not interrupted:
+                interrupted = not run.epoch(interrupt, board, bar)
+        except KeyboardInterrupt:
+            if not interrupt.at_once:
+                raise
+            interrupted = True
+        except MinidetError as error:
+            raise explain_stop(error, folder) from error
+        finally:
+            board.close()
+    if interrupted:
+        log(
+            f"Stopped in epoch {state.epoch + 1} of {recipe.epochs}. {folder.last_good()} "
+            "Go on by the same command with --resume (in Python: resume=True)."
+        )
+    return TrainingResult(folder.path, folder.metrics, run.evaluation, interrupted)
+
+
+def training_step(
+    state: TrainingState,
+    images: Tensor,
+    targets: Sequence[dict],
+    precision: str,
+    clip_grad_norm: float | None,
+    where: str,
+) -> None:
+    """One step: forward, losses, backward, optimiser, average.
+
+    Args:
+        state: model, optimiser and average, which change.
+        images: [B, 3, H, W] network input on the model's device.
+        targets: for each image `boxes` [N, 4] xyxy in pixels and `labels` [N].
+        precision: "fp32", "bf16" or "fp16" for the network.
+        clip_grad_norm: longest gradient, or None.
+        where: how a message about a bad loss calls this step.
+    """
+    with torch.autocast(images.device.type, PRECISIONS[precision], enabled=precision != "fp32"):
+        losses = state.model(images, targets)
+    state.losses.add(losses, state.model.last_assignment, where)
+    state.optimizer.zero_grad(set_to_none=True)
+    state.scaler.scale(sum(losses.values())).backward()  # the scaler only does something in fp16
+    if clip_grad_norm is not None:
+        state.scaler.unscale_(state.optimizer)
+        torch.nn.utils.clip_grad_norm_(state.model.parameters(), clip_grad_norm)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.ema.update(state.model)
+
+
+@dataclass
+class Run:
+    """A run in progress: its state and all that does not change."""
+
+    state: TrainingState
+    recipe: Recipe
+    loader: TrainingLoader
+    val_data: CocoDataset | None
+    folder: RunFolder
+    seed: int
+    device: torch.device
+    precision: str
+    log: Callable[[str], None]
+    evaluation: AveragePrecision | None = None
+
+    def epoch(self, interrupt: Interrupt, board: TensorBoard, bar: tqdm) -> bool:
+        """Train the rest of the current epoch, save, evaluate, write down. False when Ctrl-C ended it before."""
+        state, recipe = self.state, self.recipe
+        closing = recipe.is_closing(state.epoch)
+        state.model.train()
+        state.model.use_l1 = closing
+        self.loader.set_epoch(state.epoch, strong=not closing, start=state.step)
+        bar.set_description(f"epoch {state.epoch + 1}/{recipe.epochs}")
+        started = time.perf_counter() - state.seconds
+        complete = state.step == len(self.loader)  # resumed from the checkpoint at the end of an epoch
+
+        for images, targets in self._rest_of_epoch():
+            rate = self._set_learning_rate()
+            images, targets = self._to_size(images.to(self.device, non_blocking=True), targets)
+            image_ids = [int(target["image_id"]) for target in targets]
+            where = f"epoch {state.epoch + 1}, iteration {state.iteration + 1} (image ids {image_ids})"
+            training_step(state, images, targets, self.precision, recipe.clip_grad_norm, where)
+            state.step += 1
+            state.iteration += 1
+            state.seconds = time.perf_counter() - started
+            bar.update()
+            if state.iteration % READ_EVERY == 0:
+                bar.set_postfix(
+                    {name.removeprefix("loss_"): f"{value:.2f}" for name, value in state.losses.latest.items()}
+                )
+                board.add("step", {**state.losses.latest, "lr": rate}, state.iteration)
+            if interrupt.requested:
+                break
+
+        if interrupt.requested or (not complete and self._saves_after_epoch()):
+            self._save()
+        if interrupt.requested:
+            return False
+        self._finish_epoch(interrupt, board, bar)
+        return True
+
+    def _rest_of_epoch(self) -> Iterator[tuple[Tensor, list[dict]]]:
+        """The batches of this epoch that were not trained with yet."""
+        if self.state.step == len(self.loader):
+            return
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # the iterator draws a seed that nobody needs; resuming would draw it twice
+            batches = iter(self.loader)
+            first = next(batches)
+        yield first
+        yield from batches
+
+    def _set_learning_rate(self) -> float:
+        # The value of `learning_rate(i)` is for the step after the i-th, so the very first step runs at 0 in a warm-up.
+        rate = learning_rate(self.state.iteration, len(self.loader), self.recipe, self.recipe.batch_size)
+        for group in self.state.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
+
+    def _to_size(self, images: Tensor, targets: Sequence[dict]) -> tuple[Tensor, Sequence[dict]]:
+        size_hw = training_size(self.state.iteration, self.recipe, self.state.model.input_hw, self.seed)
+        return (images, targets) if tuple(images.shape[-2:]) == size_hw else resize_batch(images, targets, size_hw)
+
+    def _evaluates(self) -> bool:
+        return self.val_data is not None and self.recipe.evaluates_after(self.state.epoch)
+
+    def _saves_after_epoch(self) -> bool:
+        number = self.state.epoch + 1
+        return number % self.recipe.checkpoint_every == 0 or number == self.recipe.epochs or self._evaluates()
+
+    def _finish_epoch(self, interrupt: Interrupt, board: TensorBoard, bar: tqdm) -> None:
+        """What follows the checkpoint: evaluation, a line of metrics, pictures. A killed run does it after resuming."""
+        state, number = self.state, self.state.epoch + 1
+        if not any(row["epoch"] == number for row in self.folder.metrics):
+            state.losses.read()
+            row: dict[str, Any] = {
+                "epoch": number,
+                "iteration": state.iteration,
+                "lr": state.optimizer.param_groups[0]["lr"],
+                "losses": state.losses.means(),
+                "positives_per_object": state.losses.positives / max(state.losses.objects, 1),
+                "strong_augmentation": not self.recipe.is_closing(state.epoch),
+                "seconds": round(state.seconds, 3),
+                "ap": None,
+                "ap50": None,
+            }
+            if self._evaluates():
+                interrupt.at_once = True
+                row |= self._evaluate(progress=not bar.disable)
+                interrupt.at_once = False
+            self.folder.add_metrics(row)
+            self.folder.prune(self.recipe.keep_last)
+            self.log(epoch_line(row, self.recipe.epochs))
+            board.add("epoch", {**row["losses"], "ap": row["ap"], "ap50": row["ap50"]}, state.iteration)
+            if self._evaluates() or number == self.recipe.epochs:
+                save_pictures(state.ema.model, self.val_data, self.folder.metrics, self.folder.path)
+        state.epoch, state.step, state.seconds = number, 0, 0.0
+        state.losses = LossLog(state.losses.read_every)
+
+    def _evaluate(self, progress: bool) -> dict[str, float | None]:
+        best, started = self.folder.best(), time.perf_counter()
+        self.evaluation = evaluate(
+            self.state.ema.model, self.val_data, batch_size=self.recipe.batch_size, progress=progress
+        )
+        ap, ap50 = (value if value >= 0 else None for value in (self.evaluation.ap, self.evaluation.ap50))
+        if best is None or (ap is not None and ap > best[0]):
+            save_weights(self.state.ema.model, self.folder.path / "best.safetensors")
+        return {"ap": ap, "ap50": ap50, "evaluation_seconds": round(time.perf_counter() - started, 3)}
+
+    def _save(self) -> None:
+        """Write a checkpoint and the averaged weights, but only good ones."""
+        state = self.state
+        state.losses.read()
+        state.check_finite()
+        complete = state.step == len(self.loader)
+        path = checkpoint_path(self.folder.path, state.epoch + complete, 0 if complete else state.step)
+        save_checkpoint(path, state.state_dict())
+        save_weights(state.ema.model, self.folder.path / "last.safetensors")
+        self.folder.prune(self.recipe.keep_last)
+
+
+def epoch_line(row: dict[str, Any], epochs: int) -> str:
+    """One epoch in a line of text."""
+    losses = "  ".join(f"{name.removeprefix('loss_')} {value:.3f}" for name, value in row["losses"].items())
+    found = "" if row["ap"] is None else f"  AP {row['ap']:.3f}  AP50 {row['ap50']:.3f}"
+    return f"epoch {row['epoch']:>3}/{epochs}  {losses}{found}  lr {row['lr']:.2g}  {row['seconds']:.0f} s"
+
+
+def check_classes(model: Detector, train_data: CocoDataset, val_data: CocoDataset | None) -> None:
+    """Model, training set and validation set must tell the same classes apart.
+
+    Raises:
+        RunError: they don't, or there is no image to learn from.
+    """
+    names = train_data.class_names
+    if model.num_classes != len(names):
+        raise RunError(
+            f"the model was made for {model.num_classes} classes, but {train_data.annotations_path} has {len(names)} "
+            f"({', '.join(names[:5])}{', ...' if len(names) > 5 else ''}). Make it with num_classes={len(names)}."
+        )
+    if val_data is not None and list(val_data.class_names) != list(names):
+        raise RunError(
+            f"{val_data.annotations_path}: its classes {val_data.class_names} are not those of "
+            f"{train_data.annotations_path}, {names}. Both need the same categories with the same ids."
+        )
+    if len(train_data) == 0:
+        raise RunError(f"{train_data.annotations_path}: there is no image to learn from.")
+
+
+def run_config(
+    model: Detector,
+    recipe: Recipe,
+    train_data: CocoDataset,
+    val_data: CocoDataset | None,
+    seed: int,
+    device: torch.device,
+    precision: str,
+) -> dict[str, Any]:
+    """What config.json says: the run's identity (model, recipe, data, seed), then where and by what it was run."""
+    splits = {"train": train_data} | ({"val": val_data} if val_data is not None else {})
+    config = {
+        "model": model_description(model),
+        "recipe": dataclasses.asdict(recipe),
+        "data": {
+            "class_names": list(train_data.class_names),
+            **{f"{name}_images": len(each) for name, each in splits.items()},
+        },
+        "seed": seed,
+        "paths": {name: [str(each.annotations_path), str(each.images_path)] for name, each in splits.items()},
+        "hardware": describe_hardware(device),
+        "precision": precision,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+        },
+        "command": sys.argv,
+    }
+    return json.loads(json.dumps(config))  # tuples become lists, as they will be when it is read again

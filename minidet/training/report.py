@@ -1,0 +1,135 @@
+"""What training tells while it goes: losses read late, TensorBoard, pictures (chapter 11)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from minidet.errors import RunError
+
+if TYPE_CHECKING:
+    from minidet.assign import Assignment
+
+
+@dataclass
+class LossLog:
+    """The losses of one epoch, added up; values stay on the device and are read many at a time.
+
+    Asking a GPU for a number makes it finish all its work first, so the numbers of `read_every` steps are fetched
+    together. What is not finite is found then, and named.
+
+    Attributes:
+        read_every: steps between two readings; 1 on a CPU, where reading costs nothing.
+        sums: for each loss term its sum over the steps that were read.
+        steps: how many these are.
+        positives: positive slots over all steps. objects: ground truths.
+        latest: the terms of the last step that was read.
+    """
+
+    read_every: int = 1
+    sums: dict[str, float] = field(default_factory=dict)
+    steps: int = 0
+    positives: float = 0.0
+    objects: int = 0
+    latest: dict[str, float] = field(default_factory=dict)
+    _pending: list[tuple[Tensor, list[str], str, int]] = field(default_factory=list)
+
+    def add(self, losses: dict[str, Tensor], assignment: Assignment | None, where: str) -> None:
+        """Take in one step.
+
+        Args:
+            losses: scalar terms.
+            assignment: who learned what in this step.
+            where: epoch, iteration and images, for the message that a bad value needs.
+
+        Raises:
+            RunError: a term of this step, or of one of those not read before, is NaN or infinite.
+        """
+        positives = assignment.num_positives if assignment is not None else 0
+        values = [*losses.values(), torch.as_tensor(positives)]
+        device = values[0].device
+        numbers = torch.stack([value.detach().float().to(device, non_blocking=True).sum() for value in values])
+        objects = sum(assignment.num_gt) if assignment is not None else 0
+        self._pending.append((numbers, list(losses), where, objects))
+        if len(self._pending) >= self.read_every:
+            self.read()
+
+    def read(self) -> None:
+        """Fetch what is pending; raises as `add` does."""
+        if not self._pending:
+            return
+        pending, self._pending = self._pending, []
+        fetched = torch.cat([numbers for numbers, *_ in pending]).tolist()
+        for _, names, where, objects in pending:
+            *values, positives = fetched[: len(names) + 1]
+            fetched = fetched[len(names) + 1 :]
+            self.latest = dict(zip(names, values, strict=True))
+            for name, value in self.latest.items():
+                if not math.isfinite(value):
+                    raise RunError(
+                        f"{name} became {value} in {where}. Training stopped, and nothing was saved after that. "
+                        "Look at the boxes of these images, or start anew with a lower base_lr or with clip_grad_norm."
+                    )
+                self.sums[name] = self.sums.get(name, 0.0) + value
+            self.steps += 1
+            self.positives += positives
+            self.objects += objects
+
+    def means(self) -> dict[str, float]:
+        """The mean of each term over the epoch so far."""
+        return {name: value / max(self.steps, 1) for name, value in self.sums.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sums": self.sums, "steps": self.steps, "positives": self.positives, "objects": self.objects}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.sums, self.steps = dict(state["sums"]), state["steps"]
+        self.positives, self.objects = state["positives"], state["objects"]
+
+
+class TensorBoard:
+    """Writes scalars where TensorBoard finds them; without the package it writes nothing and says so once."""
+
+    def __init__(self, folder: Path, enabled: bool, from_iteration: int, log: Callable[[str], None]) -> None:
+        self.writer = None
+        if not enabled:
+            return
+        try:
+            from torch.utils.tensorboard import SummaryWriter  # slow to import, and optional
+        except ImportError:
+            log("TensorBoard is not installed, so no event files are written (pip install tensorboard).")
+            return
+        self.writer = SummaryWriter(str(folder), purge_step=from_iteration or None)
+
+    def add(self, group: str, values: dict[str, float | None], iteration: int) -> None:
+        for name, value in values.items():
+            if self.writer is not None and value is not None:
+                self.writer.add_scalar(f"{group}/{name}", value, iteration)
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()
+
+
+def save_pictures(model: nn.Module, data: Any, metrics: list[dict[str, Any]], folder: Path, count: int = 8) -> None:
+    """Draw `curves.png` and `predictions.png`: some pictures with what the model finds there (score 0.3 and more)."""
+    from minidet.draw import Scene, draw_curves, draw_gallery, save_figure  # matplotlib loads slowly; only runs need it
+
+    save_figure(draw_curves(metrics), folder / "curves.png")
+    if data is None or len(data) == 0:
+        return
+    chosen = sorted({round(i * (len(data) - 1) / max(count - 1, 1)) for i in range(min(count, len(data)))})
+    scenes = []
+    for index in chosen:
+        image = data.image(index)
+        with torch.inference_mode():
+            (found,) = model([image])
+        sure = found["scores"] >= 0.3
+        scenes.append(Scene(image, {name: value[sure].cpu() for name, value in found.items()}, data.target(index)))
+    save_figure(draw_gallery(scenes, class_names=data.class_names), folder / "predictions.png")

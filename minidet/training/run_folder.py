@@ -1,0 +1,182 @@
+"""The folder of a training run: whose it is, how far it came, and what is kept in it (chapter 11).
+
+config.json           model, recipe, data, versions, hardware, command
+metrics.jsonl         one line an epoch
+checkpoints/*.pt      everything that is needed to go on
+best.safetensors      averaged weights with the highest AP; last.safetensors: those of the newest checkpoint
+curves.png, predictions.png, tensorboard/
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from minidet.errors import MinidetError, RunError, WeightsError
+from minidet.files import atomic_write, read_json, write_json
+from minidet.training.checkpoint import checkpoint_path, checkpoints, load_checkpoint
+
+IDENTITY = ("model", "recipe", "data", "seed")  # the parts of config.json in which a resumed run must agree
+
+
+class RunFolder:
+    """One run's folder, opened for a new run or for going on with an old one.
+
+    Args:
+        path: the folder; made when it is not there.
+        config: what is run, as plain JSON values.
+        resume: go on with the run that is inside.
+
+    Raises:
+        RunError: the folder holds another run or foreign files, or there is nothing to resume; nothing was written.
+    """
+
+    def __init__(self, path: str | Path, config: dict[str, Any], resume: bool) -> None:
+        self.path = Path(path)
+        self.metrics: list[dict[str, Any]] = []
+        if resume:
+            self._check_same_run(config)
+            self.metrics = read_metrics(self.path / "metrics.jsonl")
+            self._sweep()
+        else:
+            self._check_empty()
+            write_json(self.path / "config.json", config, indent=2)
+
+    def _check_empty(self) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise RunError(f"{self.path}: is a file, but a run needs a folder. Choose another name.")
+        inside = (
+            sorted(p.name for p in self.path.iterdir() if not p.name.endswith(".part")) if self.path.exists() else []
+        )
+        if "config.json" in inside:
+            newest = next(iter(checkpoints(self.path)), None)
+            reached = f", saved up to {newest.name}" if newest else ""
+            raise RunError(
+                f"{self.path}: holds another run already{reached}. Go on with that one (--resume, in Python "
+                "resume=True) or choose another folder; nothing was changed."
+            )
+        if inside:
+            shown = ", ".join(inside[:3]) + (", ..." if len(inside) > 3 else "")
+            raise RunError(f"{self.path}: is not empty ({shown}). A run needs a folder of its own; choose another one.")
+
+    def _check_same_run(self, config: dict[str, Any]) -> None:
+        if not (self.path / "config.json").is_file():
+            raise RunError(
+                f"{self.path}: there is no run to resume here (no config.json). Check the folder, or start anew."
+            )
+        saved = read_json(self.path / "config.json")
+        saved = saved if isinstance(saved, dict) else {}
+        found = differences({key: saved.get(key) for key in IDENTITY}, {key: config[key] for key in IDENTITY})
+        if found:
+            raise RunError(
+                f"{self.path}: cannot be resumed, it holds a different run:\n"
+                + "\n".join(f"  {line}" for line in found)
+                + "\nGive the same settings as then (they stand in its config.json), or choose another folder."
+            )
+
+    def _sweep(self) -> None:
+        """Remove what a killed process left half written."""
+        for part in [*self.path.glob(".*.part"), *self.path.glob("checkpoints/.*.part")]:
+            part.unlink(missing_ok=True)
+
+    def newest_state(self, log: Callable[[str], None]) -> dict[str, Any] | None:
+        """The newest checkpoint that can be read, or None where there is none at all.
+
+        Raises:
+            RunError: there are checkpoints, but none can be read.
+        """
+        paths = checkpoints(self.path)
+        for path in paths:
+            try:
+                state = load_checkpoint(path)
+            except WeightsError as error:
+                log(f"Skipping a checkpoint: {error}")
+                continue
+            log(f"Going on from {path}.")
+            return state
+        if paths:
+            raise RunError(f"{self.path}: none of its {len(paths)} checkpoints can be read. Start a new run.")
+        log(f"{self.path}: holds no checkpoint yet, so training starts from the beginning.")
+        return None
+
+    def forget_after(self, epochs_done: int) -> None:
+        """Drop the metrics of epochs that will be trained again."""
+        self.metrics = [row for row in self.metrics if row["epoch"] <= epochs_done]
+        with atomic_write(self.path / "metrics.jsonl") as file:
+            file.write("".join(_line(row) for row in self.metrics).encode())
+
+    def add_metrics(self, row: dict[str, Any]) -> None:
+        """Append one epoch's line; a kill in the midst of it leaves a torn last line, which reading skips."""
+        self.metrics.append(row)
+        path = self.path / "metrics.jsonl"
+        try:
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(_line(row))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise RunError(f"{path}: cannot be written ({error.strerror or error}). {self.last_good()}") from error
+
+    def best(self) -> tuple[float, int] | None:
+        """Highest AP so far and its epoch (from 1)."""
+        scored = [(row["ap"], -row["epoch"]) for row in self.metrics if row.get("ap") is not None]
+        ap, epoch = max(scored, default=(math.nan, 0))
+        return (ap, -epoch) if scored else None
+
+    def prune(self, keep_last: int) -> None:
+        """Delete all checkpoints but the newest ones and that of the best epoch."""
+        best = self.best()
+        kept = checkpoint_path(self.path, best[1]) if best else None
+        for path in checkpoints(self.path)[keep_last:]:
+            if path != kept:
+                path.unlink(missing_ok=True)
+
+    def last_good(self) -> str:
+        """A sentence that says from where one can go on."""
+        newest = next(iter(checkpoints(self.path)), None)
+        return f"The last good checkpoint is {newest}." if newest else "There is no checkpoint yet."
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl; a torn last line is left out.
+
+    Raises:
+        RunError: a line before the last one is not JSON.
+    """
+    try:
+        lines = Path(path).read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    rows = []
+    for number, line in enumerate(lines[:-1], 1):  # what follows the last line break is torn or empty
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise RunError(f"{path}: line {number} is not JSON. Remove the line.") from error
+    return rows
+
+
+def differences(saved: Any, wanted: Any, name: str = "") -> list[str]:
+    """In which keys two configurations differ, one text each: `recipe.epochs: the run has 300, now it is 100`."""
+    if isinstance(saved, dict) and isinstance(wanted, dict):
+        return [
+            line
+            for key in [*saved, *(key for key in wanted if key not in saved)]
+            for line in differences(saved.get(key), wanted.get(key), f"{name}.{key}" if name else str(key))
+        ]
+    return [] if saved == wanted else [f"{name}: the run has {saved!r}, now it is {wanted!r}"]
+
+
+def explain_stop(error: MinidetError, folder: RunFolder) -> MinidetError:
+    """The same error with a word on what is safe."""
+    return type(error)(f"{error} {folder.last_good()}")
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row, allow_nan=False) + "\n"
