@@ -43,7 +43,9 @@ class Grid:
         return len(self.cells)
 
 
-def make_grid(level_shapes: Sequence[tuple[int, int]], strides: Sequence[int], device: torch.device | str = "cpu") -> Grid:
+def make_grid(
+    level_shapes: Sequence[tuple[int, int]], strides: Sequence[int], device: torch.device | str = "cpu"
+) -> Grid:
     """The slots of feature maps with the given shapes.
 
     Args:
@@ -52,9 +54,7 @@ def make_grid(level_shapes: Sequence[tuple[int, int]], strides: Sequence[int], d
     """
     cells, slot_strides = [], []
     for (rows, columns), stride in zip(level_shapes, strides, strict=True):
-        y, x = torch.meshgrid(
-            torch.arange(rows, device=device), torch.arange(columns, device=device), indexing="ij"
-        )
+        y, x = torch.meshgrid(torch.arange(rows, device=device), torch.arange(columns, device=device), indexing="ij")
         cells.append(torch.stack([x, y], dim=-1).reshape(-1, 2))
         slot_strides.append(torch.full((rows * columns,), stride, device=device))
     return Grid(torch.cat(cells).float(), torch.cat(slot_strides).float(), tuple(map(tuple, level_shapes)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
@@ -30,10 +29,6 @@ def yolox_reference() -> Path:
 def shared_data() -> Path:
     """The folder of real data (blood cells, an evaluation oracle); skipped, with a reason, where it is absent."""
     return _shared("data")
-
-
-def load_json(path: Path):
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(autouse=True)

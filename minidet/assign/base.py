@@ -93,7 +93,9 @@ class Assignment:
 class Assigner(Protocol):
     """Anything that turns predictions and targets into an `Assignment`, without gradients."""
 
-    def __call__(self, predictions: DensePredictions, targets: Sequence[dict[str, Tensor]], trace: bool = False) -> Assignment: ...
+    def __call__(
+        self, predictions: DensePredictions, targets: Sequence[dict[str, Tensor]], trace: bool = False
+    ) -> Assignment: ...
 
 
 def pairs_of(matched_gt: Tensor) -> Pairs:

@@ -187,7 +187,7 @@ def dynamic_k(ious: Tensor, max_k: int) -> Tensor:
     With no candidate at all it is 0.
     """
     count = min(max_k, ious.shape[1])
-    return ious.topk(count, dim=1).values.sum(dim=1).int().long().clamp(min=1, max=max(count, 0)) if count else ious.new_zeros(len(ious), dtype=torch.int64)
+    return ious.topk(count, dim=1).values.sum(dim=1).long().clamp(min=min(1, count), max=count)
 
 
 def cheapest(costs: Tensor, k: Tensor) -> Tensor:

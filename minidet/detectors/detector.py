@@ -137,7 +137,9 @@ class Detector(nn.Module):
         boxed, ratios = [], []
         for index, image in enumerate(images):
             _check_picture(image, index)
-            picture, _, ratio = letterbox(image.to(self.device), torch.zeros(0, 4), self.input_hw, fill=_grey_for(image))
+            picture, _, ratio = letterbox(
+                image.to(self.device), torch.zeros(0, 4), self.input_hw, fill=_grey_for(image)
+            )
             boxed.append(_to_255(picture))
             ratios.append(ratio)
         return torch.stack(boxed), ratios
@@ -212,4 +214,5 @@ def _full_precision(x: Tensor) -> torch.autocast:
     return torch.autocast(x.device.type, enabled=False)
 
 
-MAX_LOG_SIZE = math.log(1000.0)  # exp of a raw size is cut here: 1000 strides are 8000 pixels on the finest level
+# exp of a raw size is cut here: at 10,000 strides even the area of a box is far from overflowing in float32.
+MAX_LOG_SIZE = math.log(1e4)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +83,8 @@ def load_official(
     where = str(source) if isinstance(source, str | Path) else "the state_dict"
     checkpoint = _read(Path(source)) if isinstance(source, str | Path) else source
     official = _state_dict(checkpoint, where)
-    csp_layers = {key.rsplit(".conv3.", 1)[0] + "." for key in official if ".conv3." in key}
-    state = {translate_key(key, csp_layers): value for key, value in official.items()}
+    names = translate_names(official)
+    state = {names[key]: value for key, value in official.items()}
 
     changes: dict[str, Any] = {"class_names": class_names}
     if legacy:
@@ -96,18 +96,25 @@ def load_official(
     return model.eval()
 
 
-def translate_key(key: str, csp_layers: set[str]) -> str:
-    """The minidet name of an official key. `csp_layers` are the official prefixes, with dot, of all CSP layers."""
-    for layer in sorted(csp_layers, key=len, reverse=True):
-        if key.startswith(layer):
-            part, rest = key[len(layer) :].split(".", 1)
-            key = f"{layer}{CSP_NAMES.get(part, part)}.{rest}"
+def translate_names(official_names: Iterable[str]) -> dict[str, str]:
+    """Where each entry of an official `state_dict` lives in a minidet model: official name -> name here."""
+    official_names = list(official_names)
+    # Only a CSP layer has a third convolution directly inside; longest prefix first, in case one lay in another.
+    csp_layers = {name.rsplit(".conv3.", 1)[0] + "." for name in official_names if ".conv3." in name}
+    return {name: _translate(name, sorted(csp_layers, key=len, reverse=True)) for name in official_names}
+
+
+def _translate(name: str, csp_layers: list[str]) -> str:
+    for layer in csp_layers:
+        if name.startswith(layer):
+            part, rest = name[len(layer) :].split(".", 1)
+            name = f"{layer}{CSP_NAMES.get(part, part)}.{rest}"
             break
-    # SPP is the second block of dark5 (CSPDarknet), or the eighth (Darknet-53).
-    key = re.sub(r"(dark5\.(?:1|7)\.)(conv[12])\.(?=conv\.|bn\.)", lambda m: f"{m[1]}{SPP_NAMES[m[2]]}.", key)
+    # SPP is the second block of dark5 in CSPDarknet, and the eighth in Darknet-53.
+    name = re.sub(r"(dark5\.[17]\.)(conv[12])(\.(?:conv|bn)\.)", lambda m: m[1] + SPP_NAMES[m[2]] + m[3], name)
     for pattern, replacement in RENAMES:
-        key = re.sub(pattern, replacement, key)
-    return key
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
 def _read(path: Path) -> Any:
@@ -127,7 +134,9 @@ def _read(path: Path) -> Any:
 def _state_dict(checkpoint: Any, where: str) -> dict[str, Tensor]:
     state = checkpoint.get("model", checkpoint) if isinstance(checkpoint, Mapping) else checkpoint
     if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
-        raise WeightsError(f'{where}: is no YOLOX checkpoint: no tensors by name, neither in it nor under its key "model".')
+        raise WeightsError(
+            f'{where}: is no YOLOX checkpoint: no tensors by name, neither in it nor under its key "model".'
+        )
     return {str(key).removeprefix("module."): value for key, value in state.items()}
 
 

@@ -78,7 +78,9 @@ def create_model(name: str, num_classes: int = 80, **changes: Any) -> Detector:
     fields = [field.name for field in dataclasses.fields(card.config)]
     unknown = sorted(set(changes) - set(fields))
     if unknown:
-        raise ValueError(f"{name} has no setting {', '.join(map(repr, unknown))}. Its settings are {', '.join(fields)}.")
+        raise ValueError(
+            f"{name} has no setting {', '.join(map(repr, unknown))}. Its settings are {', '.join(fields)}."
+        )
     if changes.get("class_names") is not None:
         changes["class_names"] = tuple(changes["class_names"])
     if "input_hw" in changes:

@@ -16,7 +16,7 @@ BATCH_NORM_MOMENTUM = 0.03
 def make_activation(name: str) -> nn.Module:
     """The activation called `name`: "silu" (YOLOX) or "leaky_relu" (slope 0.1, Darknet-53)."""
     if name == "silu":
-        return nn.SiLU(inplace=True)
+        return nn.SiLU()  # not in place: its gradient needs the input, and autograd would keep a copy
     if name == "leaky_relu":
         return nn.LeakyReLU(0.1, inplace=True)
     raise ValueError(f"activation {name!r} is not known; choose 'silu' or 'leaky_relu'")

@@ -1,0 +1,134 @@
+"""SimOTA step by step on numbers small enough to check by eye, and against the official code."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional as F
+
+import minidet
+from minidet.assign import DensePredictions, SimOTA
+from minidet.assign.simota import centre_candidates, cheapest, class_cost, dynamic_k, resolve_conflicts
+from minidet.boxes import cxcywh_to_xyxy
+from minidet.files import read_json
+from minidet.grid import Grid, make_grid
+
+VERSIONS = {"main": SimOTA(), "v030": SimOTA.published()}
+CASES = [
+    "empty",
+    "one_medium",
+    "one_tiny",
+    "one_huge",
+    "few_anchors",
+    "non_square",
+    "crowded60",
+    "border",
+    "thin",
+    "concentric",
+    "duplicates",
+    "perfect",
+    "centre_outside",
+    "bystander",
+]
+
+
+def test_an_object_inside_a_cell_has_three_by_three_candidates_on_every_level():
+    strides = (8, 16, 32)
+    grid = make_grid([(256 // s, 256 // s) for s in strides], strides)
+    inside_cells = torch.tensor([[125.0, 125, 131, 133]])  # centre (128 + ..., 129): not on a border of any level
+    inside_cells += 5
+    on_a_corner = torch.tensor([[120.0, 120, 136, 136]])  # centre (128, 128): a corner of cells on every level
+    near = centre_candidates(grid.centers, grid.strides, torch.cat([inside_cells, on_a_corner]), radius=1.5)
+    assert [near[0, grid.levels == level].sum().item() for level in range(3)] == [9, 9, 9]
+    assert [near[1, grid.levels == level].sum().item() for level in range(3)] == [4, 4, 4]
+
+
+def test_the_factorised_class_cost_equals_the_sum_over_classes():
+    class_logits, object_logits = 4 * torch.randn(50, 7), 4 * torch.randn(50)
+    labels = torch.tensor([0, 3, 6, 3])
+    score = (class_logits.sigmoid() * object_logits.sigmoid()[:, None]).sqrt()
+    one_hot = F.one_hot(labels, 7).float()[:, None].expand(4, 50, 7)
+    expected = F.binary_cross_entropy(score[None].expand(4, 50, 7), one_hot, reduction="none").sum(-1)
+    torch.testing.assert_close(class_cost(class_logits, object_logits, labels), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_k_is_the_truncated_sum_of_the_largest_overlaps_and_at_least_one():
+    ious = torch.tensor([[0.9, 0.9, 0.9, 0.0], [0.1, 0.1, 0.1, 0.1], [1.0, 1.0, 1.0, 0.99]])
+    assert dynamic_k(ious, max_k=10).tolist() == [2, 1, 3]
+    assert dynamic_k(ious, max_k=2).tolist() == [1, 1, 2]
+
+
+def test_each_object_wants_its_k_cheapest_slots():
+    costs = torch.tensor([[3.0, 1.0, 2.0], [1.0, 2.0, 3.0]])
+    assert cheapest(costs, torch.tensor([2, 1])).tolist() == [[False, True, True], [True, False, False]]
+
+
+def test_a_contested_slot_goes_to_the_cheapest_object_even_one_that_did_not_ask():
+    costs = torch.tensor([[5.0, 1.0], [4.0, 9.0], [3.0, 9.0]])
+    wanted = torch.tensor([[True, True], [True, False], [False, False]])
+    taken, contested = resolve_conflicts(wanted, costs)
+    assert contested.tolist() == [True, False]
+    assert taken.tolist() == [[False, True], [False, False], [True, False]]
+
+
+def test_the_published_version_takes_slots_of_the_whole_box():
+    grid = make_grid([(8, 8)], [8])
+    whole = torch.tensor([[0.0, 0, 64, 64]])
+    assert SimOTA().regions(grid, whole)[0].sum() == 4  # its centre is a corner of four cells
+    candidates, free = SimOTA.published().regions(grid, whole)
+    assert (candidates.sum().item(), free.sum().item()) == (64, 16)
+
+
+def official_case(folder, name) -> tuple[DensePredictions, dict, dict]:
+    tensors, meta = load_file(folder / "assign_cases.safetensors"), read_json(folder / "assign_cases.json")[name]
+    case = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
+    grid = Grid(torch.stack([case["x_shifts"], case["y_shifts"]], dim=1), case["strides"], ())
+    outputs = case["outputs"][None]
+    predictions = DensePredictions(
+        grid, case["origin_preds"][None], cxcywh_to_xyxy(outputs[..., :4]), outputs[..., 5:], outputs[..., 4]
+    )
+    rows = case["targets"][: meta["main"]["num_gt"]]
+    case["target"] = {"boxes": cxcywh_to_xyxy(rows[:, 1:]), "labels": rows[:, 0].long()}
+    return predictions, case, meta
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("name", CASES)
+def test_assignments_equal_the_official_ones(yolox_reference, name, version):
+    predictions, case, meta = official_case(yolox_reference, name)
+    result = VERSIONS[version](predictions, [case["target"]], trace=True)
+    trace, expected = result.trace[0], meta[version]
+    assert torch.equal(result.matched_gt[0], case[f"{version}.matched_gt"].long())
+    torch.testing.assert_close(result.quality[0], case[f"{version}.matched_iou"], rtol=0, atol=1e-5)
+    assert trace["dynamic_k"].tolist() == expected.get("dynamic_k", [])
+    assert len(trace["conflicts"]) == expected.get("conflicts", 0)
+    if f"{version}.cost" in case:
+        assert torch.equal(trace["candidates"], case[f"{version}.candidate_mask"].nonzero().flatten())
+        step = 0.0625 if version == "main" else 0.0078125  # resolution of a penalised cost in float32
+        free = trace["free"]
+        torch.testing.assert_close(trace["cost"][free], case[f"{version}.cost"][free], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(trace["cost"][~free], case[f"{version}.cost"][~free], rtol=0, atol=step)
+        torch.testing.assert_close(trace["iou"], case[f"{version}.pair_iou"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_losses_and_gradients_on_these_assignments_equal_the_official_ones(yolox_reference, name):
+    _, case, meta = official_case(yolox_reference, name)
+    outputs, raw = case["outputs"].clone().requires_grad_(), case["origin_preds"].clone().requires_grad_()
+    grid = Grid(torch.stack([case["x_shifts"], case["y_shifts"]], dim=1), case["strides"], ())
+    predictions = DensePredictions(
+        grid, raw[None], cxcywh_to_xyxy(outputs[None, :, :4]), outputs[None, :, 5:], outputs[None, :, 4]
+    )
+    model = minidet.create_model("yolox-nano", num_classes=meta["num_classes"])
+    model.use_l1 = True
+    assignment = SimOTA()(predictions.detach(), [case["target"]])
+    losses = model.losses_of(predictions, assignment, [case["target"]])
+    expected = meta["main"]["losses"]
+    for ours, theirs in [("box", "iou"), ("objectness", "conf"), ("class", "cls"), ("l1", "l1")]:
+        assert losses[f"loss_{ours}"].item() == pytest.approx(expected[f"{theirs}_loss"], rel=1e-5), ours
+    total = sum(losses.values())
+    assert total.item() == pytest.approx(expected["total_loss"], rel=1e-5)
+    total.backward()
+    torch.testing.assert_close(outputs.grad, case["main.grad_outputs"], rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(raw.grad, case["main.grad_origin_preds"], rtol=1e-4, atol=1e-6)
