@@ -1,0 +1,25 @@
+"""Pictures of detections and curves of training: pure functions, data in, matplotlib `Figure` out (chapter 00)."""
+
+from __future__ import annotations
+
+from minidet.draw.curves import draw_curves
+from minidet.draw.figure import Drawing, figure_png, save_figure
+from minidet.draw.palette import MARKS, PALETTE, colour, mark, text_colour
+from minidet.draw.pictures import draw_detections, draw_gallery
+from minidet.draw.scene import Scene, describe_detections
+
+__all__ = [
+    "MARKS",
+    "PALETTE",
+    "Drawing",
+    "Scene",
+    "colour",
+    "describe_detections",
+    "draw_curves",
+    "draw_detections",
+    "draw_gallery",
+    "figure_png",
+    "mark",
+    "save_figure",
+    "text_colour",
+]
