@@ -1,4 +1,4 @@
-"""The curves of a training run."""
+"""The curves of a training run: is it learning, has it finished (chapter 00)?"""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ def draw_curves(metrics: Sequence[dict[str, Any]], title: str | None = None) -> 
             _panel(axes, name, unit, x, curves)
         figure.axes[1].set_ylim(0, 1)
         if title:
-            write(overlay(figure, width, height), 18, 24, shorten(title, width - 36, 15, bold=True), 15, INK, bold=True)
+            write(
+                overlay(figure, width, height), 52, 24, shorten(title, width - 104, 15, bold=True), 15, INK, bold=True
+            )
     last = f", {unit}s {x[0]} to {x[-1]}" if x else ", no rows yet"
     figure.alt = f"Training curves{last}: {', '.join([*losses, *precision])}, learning rate."
     return figure

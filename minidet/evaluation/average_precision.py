@@ -1,7 +1,7 @@
 """Average precision as COCO defines it: how many objects were found, at how many false alarms, at how tight a fit.
 
 The figures are computed by `pycocotools`, the reference implementation, so that they can be set beside any paper's
-(YOLOX, tables 2 to 6); this module checks the input, and adds the same figures by class and by object size.
+(YOLOX, table 2 onwards); this module checks the input, and adds the same figures by class and by object size.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import numbers
 import unicodedata
+from collections import Counter
 from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,9 +86,9 @@ class AveragePrecision:
         sizes = [(SIZES[group.name], group) for group in self.per_size]
         classes = [(" ".join(group.name.split()), group) for group in self.per_class]
         width = max(_columns(text) for text, _ in [*sizes, *classes])
+        counts = ((self.num_images, "image"), (self.num_gt, "object"), (self.num_detections, "detection"))
         lines = [
-            f"{_count(self.num_images, 'image')}, {_count(self.num_gt, 'object')}, "
-            f"{_count(self.num_detections, 'detection')}",
+            ", ".join(_count(number, noun) for number, noun in counts),
             "",
             "   ".join(f"{name} {_figure(value)}" for name, value in (*headline, *recalls)),
         ]
@@ -96,7 +98,8 @@ class AveragePrecision:
                 lines += [_row(text, _cells(group), width) for text, group in rows]
         lines += [
             "",
-            "AP: mean over the IoU thresholds 0.50 to 0.95. AR100: mean recall, at most 100 detections an image and class.",
+            "AP: mean over the IoU thresholds 0.50 to 0.95. AR100: mean recall over the same, at most 100 detections",
+            "an image and class.",
         ]
         if any(value < 0 for value in self.stats) or any(group.num_gt == 0 for group in self.per_class):
             lines.append('"-": the ground truth has no such object.')
@@ -126,9 +129,10 @@ def evaluate_detections(ground_truth: Path | str | dict, detections: Path | str 
     """Score detections against ground truth, by COCO's rules for boxes.
 
     Args:
-        ground_truth: COCO JSON (file or parsed): `images`, `annotations`, `categories`. Boxes are xywh in pixels; an
-            annotation without `area` counts as w * h, one without `iscrowd` as no crowd. Never changed.
-        detections: COCO results (file or parsed): a list of `{"image_id", "category_id", "bbox": [x, y, w, h],
+        ground_truth: COCO JSON, a file or its content: `images`, `annotations`, `categories`. Boxes are xywh in pixels;
+            without `area` an object's size is w * h, without `iscrowd` it is no crowd. Every box counts, as in COCO's own
+            code: one of no size is an object that nobody can find. Never changed.
+        detections: COCO results, a file or its content: a list of `{"image_id", "category_id", "bbox": [x, y, w, h],
             "score"}`. May be empty. Never changed.
 
     Returns:
@@ -137,43 +141,9 @@ def evaluate_detections(ground_truth: Path | str | dict, detections: Path | str 
     Raises:
         DataError: either side is not what it should be; the text names the file and the first wrong entry.
 
-    Source: COCO's evaluation code; YOLOX, section 3; the thresholds of the detections are the model's business.
+    Source: COCO's evaluation code, run unchanged.
     """
-    gt_name, gt_dict = _read(ground_truth, "ground truth")
-    images, categories, annotations = _check_ground_truth(gt_name, gt_dict)
-    dt_name, dt_rows = _read(detections, "detections")
-    rows = _check_detections(dt_name, dt_rows, gt_name, images, categories)
-
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress by print
-        evaluation = COCOeval(
-            _coco(images, categories, annotations),
-            _coco(images, categories, rows),
-            iouType="bbox",
-        )
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-
-    counted = [annotation for annotation in annotations if not annotation["iscrowd"]]
-    per_class = []
-    for index, category_id in enumerate(evaluation.params.catIds):
-        num_gt = sum(annotation["category_id"] == category_id for annotation in counted)
-        per_class.append(_group(evaluation, categories[category_id], num_gt, category=index))
-    per_size = []
-    for index, (name, (low, high)) in enumerate(
-        zip(evaluation.params.areaRngLbl, evaluation.params.areaRng, strict=True)
-    ):
-        if name in SIZES:
-            num_gt = sum(low <= annotation["area"] <= high for annotation in counted)
-            per_size.append(_group(evaluation, name, num_gt, area=index))
-    return AveragePrecision(
-        stats=tuple(float(value) for value in evaluation.stats),
-        per_class=per_class,
-        per_size=per_size,
-        num_images=len(images),
-        num_gt=len(counted),
-        num_detections=len(rows),
-    )
+    return _score(*_read(ground_truth, "ground truth"), *_read(detections, "detections"))
 
 
 def evaluate(
@@ -186,8 +156,8 @@ def evaluate(
     """Run the model over a data set and score what it finds against the data set's own annotation file.
 
     Args:
-        model: a detector; its `score_threshold` and `nms_threshold` are used as they stand. For figures that compare with the
-            papers' they are 0.001 and 0.65.
+        model: a detector; its `score_threshold` and `nms_threshold` are used as they stand. YOLOX's published figures
+            were made with 0.001 and 0.65.
         dataset: pictures and annotations; only its own records are scored, so a part of a split may be given.
         batch_size: pictures that go through the network together.
         device: where to compute; None means where the model is.
@@ -197,14 +167,49 @@ def evaluate(
         DataError: the classes of model and data set differ, or the annotation file is not usable.
     """
     rows = predict_dataset(model, dataset, batch_size, device, progress)
-    ground_truth = read_json(dataset.annotations_path)
+    whole = read_json(dataset.annotations_path)
     ids = {record.id for record in dataset.records}
     part = {
-        "images": [image for image in ground_truth["images"] if image["id"] in ids],
-        "annotations": [entry for entry in ground_truth.get("annotations", []) if entry["image_id"] in ids],
-        "categories": ground_truth.get("categories", []),
+        "images": [image for image in whole["images"] if image["id"] in ids],
+        "annotations": [entry for entry in whole.get("annotations", []) if entry["image_id"] in ids],
+        "categories": whole["categories"],
     }
-    return evaluate_detections(part, rows)
+    return _score(str(dataset.annotations_path), part, "the model's detections", rows)
+
+
+def _score(gt_name: str, gt: Any, dt_name: str, dt: Any) -> AveragePrecision:
+    images, categories, annotations = _check_ground_truth(gt_name, gt)
+    rows = _check_detections(dt_name, dt, gt_name, images, categories)
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress by print
+        evaluation = COCOeval(
+            _coco(images, categories, annotations),
+            _coco(images, categories, rows),
+            iouType="bbox",
+        )
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+
+    counted = [annotation for annotation in annotations if not annotation["iscrowd"]]
+    objects_of = Counter(annotation["category_id"] for annotation in counted)
+    per_class = [
+        _group(evaluation, categories[category_id], objects_of[category_id], category=index)
+        for index, category_id in enumerate(evaluation.params.catIds)
+    ]
+    per_size = []
+    for name in SIZES:
+        index = evaluation.params.areaRngLbl.index(name)
+        low, high = evaluation.params.areaRng[index]
+        num_gt = sum(low <= annotation["area"] <= high for annotation in counted)
+        per_size.append(_group(evaluation, name, num_gt, area=index))
+    return AveragePrecision(
+        stats=tuple(float(value) for value in evaluation.stats),
+        per_class=per_class,
+        per_size=per_size,
+        num_images=len(images),
+        num_gt=len(counted),
+        num_detections=len(rows),
+    )
 
 
 def _group(evaluation: COCOeval, name: str, num_gt: int, category: int | None = None, area: int = 0) -> Group:
@@ -244,7 +249,7 @@ def _read(source: Path | str | dict | list, name: str) -> tuple[str, Any]:
 
 
 def _check_ground_truth(name: str, value: Any) -> tuple[dict, dict, list[dict]]:
-    """The ground truth as {image id: file name}, {category id: name} and clean annotations; DataError at the first fault."""
+    """The ground truth as {image id: file name}, {category id: name} and clean annotations."""
     if not isinstance(value, dict) or not isinstance(value.get("images"), list):
         raise DataError(f'{name}: a COCO annotation file is an object with a list "images"; this is something else.')
     for key in ("annotations", "categories"):
@@ -255,8 +260,8 @@ def _check_ground_truth(name: str, value: Any) -> tuple[dict, dict, list[dict]]:
         known: dict = {}
         for position, entry in enumerate(value.get(key, [])):
             entry_id = entry.get("id") if isinstance(entry, dict) else None
-            if not isinstance(entry_id, Hashable) or entry_id is None:
-                raise DataError(f'{name}: {key}[{position}] has no usable "id".')
+            if not isinstance(entry_id, numbers.Integral):
+                raise DataError(f'{name}: {key}[{position}] has no integer "id"; give it one of its own.')
             if entry_id in known:
                 raise DataError(f'{name}: the id {entry_id!r} stands twice in "{key}"; give every entry its own.')
             known[entry_id] = str(entry.get(text_key, entry_id))
@@ -269,7 +274,7 @@ def _check_ground_truth(name: str, value: Any) -> tuple[dict, dict, list[dict]]:
         if not isinstance(entry, dict):
             raise DataError(f"{where} is not an object.")
         where += f" (id {entry.get('id')!r}, image id {entry.get('image_id')!r})"
-        bbox = _check_entry(where, entry, images, categories, "this file")
+        bbox = _check_entry(where, entry, images, categories, name)
         area = entry.get("area")
         if area is None:
             area = bbox[2] * bbox[3]
@@ -281,14 +286,14 @@ def _check_ground_truth(name: str, value: Any) -> tuple[dict, dict, list[dict]]:
                 "category_id": entry["category_id"],
                 "bbox": bbox,
                 "area": float(area),
-                "iscrowd": int(bool(entry.get("iscrowd", 0))),
+                "iscrowd": int(bool(entry.get("iscrowd"))),
             }
         )
     return images, categories, annotations
 
 
 def _check_detections(name: str, value: Any, gt_name: str, images: dict, categories: dict) -> list[dict]:
-    """Clean result rows; DataError at the first fault."""
+    """The detections as clean rows."""
     if not isinstance(value, list):
         raise DataError(
             f"{name}: COCO results are a list of objects with image_id, category_id, bbox and score; "
@@ -301,6 +306,11 @@ def _check_detections(name: str, value: Any, gt_name: str, images: dict, categor
             raise DataError(f"{where} is not an object with image_id, category_id, bbox and score.")
         where += f" (image id {entry.get('image_id')!r})"
         bbox = _check_entry(where, entry, images, categories, gt_name)
+        if bbox[2] < 0 or bbox[3] < 0:
+            raise DataError(
+                f"{where}: bbox {entry['bbox']!r} has a negative size. "
+                "COCO boxes are [x, y, width, height], not two corners."
+            )
         score = entry.get("score")
         if not _is_number(score):
             raise DataError(f"{where}: the score must be a finite number, not {score!r}.")
@@ -325,19 +335,17 @@ def _check_entry(where: str, entry: dict, images: dict, categories: dict, gt_nam
         if not isinstance(entry[key], Hashable) or entry[key] not in known:
             examples = ", ".join(repr(each) for each in list(known)[:5]) + (", ..." if len(known) > 5 else "")
             raise DataError(
-                f"{where}: {key} {entry[key]!r} is not among the {len(known)} {things} of {gt_name} ({examples or 'none'}). "
-                "Do both belong to the same data set?"
+                f"{where}: {key} {entry[key]!r} is not among the {len(known)} {things} of {gt_name} "
+                f"({examples or 'none'}). Do both belong to the same data set?"
             )
     bbox = entry.get("bbox")
     if not isinstance(bbox, (list, tuple)) or len(bbox) != 4 or not all(_is_number(each) for each in bbox):
         raise DataError(f"{where}: bbox must be four finite numbers [x, y, width, height], not {bbox!r}.")
-    if bbox[2] < 0 or bbox[3] < 0:
-        raise DataError(f"{where}: bbox {bbox!r} has a negative size; COCO boxes are [x, y, width, height], not two corners.")
     return [float(each) for each in bbox]
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _figure(value: float) -> str:

@@ -1,6 +1,6 @@
 """A model's detections on a whole data set, as rows of COCO's result format.
 
-This is one of the two doors between labels (0, 1, 2, ...) and a data set's own category ids; reading annotations is the other.
+Here labels (0, 1, 2, ...) become the data set's own category ids again; reading the annotations made them labels.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ def predict_dataset(
     """Detect objects in every picture of a data set.
 
     Args:
-        model: a detector that takes a list of pictures. It computes in evaluation mode and is handed back in the mode in
-            which it came; its thresholds are used as they stand.
+        model: a detector that takes a list of pictures. It computes in evaluation mode and is handed back in the mode
+            in which it came; its thresholds are used as they stand.
         dataset: the pictures; `category_ids` says what each label is called in the result.
         batch_size: pictures that go through the network together.
         device: where to compute (the model is moved there); None means where the model is.
         progress: show a bar.
 
     Returns:
-        One `{"image_id", "category_id", "bbox": [x, y, w, h], "score"}` a detection, in the order of the pictures and by
-        decreasing score within one. Pixels of the picture are rounded to 3 decimals, scores to 6.
+        One `{"image_id", "category_id", "bbox": [x, y, w, h], "score"}` a detection, in the order of the pictures and,
+        within one, in the model's. Pixels are rounded to 3 decimals, scores to 6.
 
     Raises:
         DataError: the classes of model and data set differ, or a picture cannot be read.
 
-    Source: YOLOX, section 3; facts of COCO's result format.
+    Source: COCO's result format.
     """
     _check_classes(model, dataset)
     if device is None:
@@ -103,13 +103,13 @@ def _check_classes(model: nn.Module, dataset: CocoDataset) -> None:
     ours, theirs = model.class_names, dataset.class_names
     if model.num_classes != len(theirs):
         raise DataError(
-            f"{dataset.annotations_path}: has {len(theirs)} classes ({_few(theirs)}), but the model tells {model.num_classes} "
-            f"apart{f' ({_few(ours)})' if ours else ''}. Evaluate it on the data set that it was trained for."
+            f"{dataset.annotations_path}: has {len(theirs)} classes ({_few(theirs)}), but the model has "
+            f"{model.num_classes}{f' ({_few(ours)})' if ours else ''}. Evaluate it on the data that it was trained for."
         )
     if ours and list(ours) != list(theirs) and sorted(ours) == sorted(theirs):
         raise DataError(
-            f"{dataset.annotations_path}: lists the model's classes in another order ({_few(theirs)}; the model: {_few(ours)}), "
-            "so every label would be taken for another class. Number the categories as in training."
+            f"{dataset.annotations_path}: has the model's classes in another order ({_few(theirs)}; the model: "
+            f"{_few(ours)}), so labels would be taken for other classes. Number the categories as in training."
         )
 
 
