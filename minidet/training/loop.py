@@ -7,10 +7,6 @@ Source: YOLOX, section 2.1; chapter 11.
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import platform
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor
 from tqdm import tqdm
 
@@ -26,16 +21,15 @@ from minidet.data.augment import resize_batch
 from minidet.data.coco import CocoDataset
 from minidet.data.loader import TrainingLoader, training_loader
 from minidet.detectors import Detector, save_weights
-from minidet.detectors.weights import model_description
 from minidet.errors import MinidetError, RunError
 from minidet.evaluation.average_precision import AveragePrecision, evaluate
 from minidet.training.checkpoint import checkpoint_path, save_checkpoint
 from minidet.training.ema import Ema
-from minidet.training.hardware import PRECISIONS, choose_device, choose_precision, choose_workers, describe_hardware
+from minidet.training.hardware import PRECISIONS, choose_device, choose_precision, choose_workers
 from minidet.training.interrupt import Interrupt, interruptible
 from minidet.training.recipe import Recipe, learning_rate, make_optimizer, training_size
-from minidet.training.report import LossLog, TensorBoard, save_pictures
-from minidet.training.run_folder import RunFolder, explain_stop
+from minidet.training.report import LossLog, TensorBoard, epoch_line, save_pictures
+from minidet.training.run_folder import RunFolder, run_config
 from minidet.training.state import TrainingState
 
 READ_EVERY = 20  # steps between two looks at the losses on a GPU
@@ -93,7 +87,7 @@ def train(
         resume: go on from the newest checkpoint in `run_dir`, with the same model, recipe, data and seed.
         seed: of everything random in data and image sizes. On one machine the same seed gives the same run.
         workers: processes that prepare images; None chooses for this machine.
-        channels_last: keep images and weights with channels innermost, which most processors compute faster.
+        channels_last: keep weights and feature maps with channels innermost, which most processors compute faster.
         tensorboard: write event files into `run_dir/tensorboard`.
         progress: show a bar.
         log: takes every line of text that is told.
@@ -139,12 +133,13 @@ def train(
         pin_memory=device.type == "cuda",
         progress=progress,
     )
+    if not len(loader.samples.with_objects):
+        raise RunError(f"{train_data.annotations_path}: no image has a box, so there is nothing to learn.")
+    folder.begin(epochs_done=state.epoch + (state.step == len(loader)))
+    if folder.metrics and folder.metrics[-1]["epoch"] == recipe.epochs:
+        log(f"{folder.path}: this run is finished ({recipe.epochs} epochs); nothing is left to do.")
+        return TrainingResult(folder.path, folder.metrics, None, interrupted=False)
     run = Run(state, recipe, loader, val_data, folder, seed, device, precision, log)
-    if resume:
-        folder.forget_after(state.epoch + (state.step == len(loader)))
-        if folder.metrics and folder.metrics[-1]["epoch"] == recipe.epochs:
-            log(f"{folder.path}: this run is finished ({recipe.epochs} epochs); nothing is left to do.")
-            return TrainingResult(folder.path, folder.metrics, None, interrupted=False)
 
     interrupted = False
     board = TensorBoard(folder.path / "tensorboard", tensorboard, state.iteration, log)
@@ -161,7 +156,7 @@ def train(
                 raise
             interrupted = True
         except MinidetError as error:
-            raise explain_stop(error, folder) from error
+            raise type(error)(f"{error} {folder.last_good()}") from error
         finally:
             board.close()
     if interrupted:
@@ -258,9 +253,8 @@ class Run:
         """The batches of this epoch that were not trained with yet."""
         if self.state.step == len(self.loader):
             return
-        with torch.random.fork_rng(
-            devices=[]
-        ):  # the iterator draws a seed that nobody needs; resuming would draw it twice
+        # The iterator draws a seed that nobody needs; a resumed run would draw it once more than an uninterrupted one.
+        with torch.random.fork_rng(devices=[]):
             batches = iter(self.loader)
             first = next(batches)
         yield first
@@ -335,13 +329,6 @@ class Run:
         self.folder.prune(self.recipe.keep_last)
 
 
-def epoch_line(row: dict[str, Any], epochs: int) -> str:
-    """One epoch in a line of text."""
-    losses = "  ".join(f"{name.removeprefix('loss_')} {value:.3f}" for name, value in row["losses"].items())
-    found = "" if row["ap"] is None else f"  AP {row['ap']:.3f}  AP50 {row['ap50']:.3f}"
-    return f"epoch {row['epoch']:>3}/{epochs}  {losses}{found}  lr {row['lr']:.2g}  {row['seconds']:.0f} s"
-
-
 def check_classes(model: Detector, train_data: CocoDataset, val_data: CocoDataset | None) -> None:
     """Model, training set and validation set must tell the same classes apart.
 
@@ -361,35 +348,3 @@ def check_classes(model: Detector, train_data: CocoDataset, val_data: CocoDatase
         )
     if len(train_data) == 0:
         raise RunError(f"{train_data.annotations_path}: there is no image to learn from.")
-
-
-def run_config(
-    model: Detector,
-    recipe: Recipe,
-    train_data: CocoDataset,
-    val_data: CocoDataset | None,
-    seed: int,
-    device: torch.device,
-    precision: str,
-) -> dict[str, Any]:
-    """What config.json says: the run's identity (model, recipe, data, seed), then where and by what it was run."""
-    splits = {"train": train_data} | ({"val": val_data} if val_data is not None else {})
-    config = {
-        "model": model_description(model),
-        "recipe": dataclasses.asdict(recipe),
-        "data": {
-            "class_names": list(train_data.class_names),
-            **{f"{name}_images": len(each) for name, each in splits.items()},
-        },
-        "seed": seed,
-        "paths": {name: [str(each.annotations_path), str(each.images_path)] for name, each in splits.items()},
-        "hardware": describe_hardware(device),
-        "precision": precision,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-        },
-        "command": sys.argv,
-    }
-    return json.loads(json.dumps(config))  # tuples become lists, as they will be when it is read again

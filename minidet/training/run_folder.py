@@ -9,22 +9,33 @@ curves.png, predictions.png, tensorboard/
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
+import platform
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from minidet.errors import MinidetError, RunError, WeightsError
+import torch
+import torchvision
+
+from minidet.data.coco import CocoDataset
+from minidet.detectors import Detector
+from minidet.detectors.weights import model_description
+from minidet.errors import RunError, WeightsError
 from minidet.files import atomic_write, read_json, write_json
 from minidet.training.checkpoint import checkpoint_path, checkpoints, load_checkpoint
+from minidet.training.hardware import describe_hardware
+from minidet.training.recipe import Recipe
 
 IDENTITY = ("model", "recipe", "data", "seed")  # the parts of config.json in which a resumed run must agree
 
 
 class RunFolder:
-    """One run's folder, opened for a new run or for going on with an old one.
+    """One run's folder, checked for a new run or for going on with an old one; nothing is written before `begin`.
 
     Args:
         path: the folder; made when it is not there.
@@ -37,14 +48,25 @@ class RunFolder:
 
     def __init__(self, path: str | Path, config: dict[str, Any], resume: bool) -> None:
         self.path = Path(path)
+        self.config = config
+        self.resumes = resume
         self.metrics: list[dict[str, Any]] = []
         if resume:
-            self._check_same_run(config)
+            self._check_same_run()
             self.metrics = read_metrics(self.path / "metrics.jsonl")
-            self._sweep()
         else:
             self._check_empty()
-            write_json(self.path / "config.json", config, indent=2)
+
+    def begin(self, epochs_done: int) -> None:
+        """Claim the folder for a new run; tidy up an old one, whose epochs after `epochs_done` come again."""
+        if not self.resumes:
+            write_json(self.path / "config.json", self.config, indent=2)
+            return
+        for part in [*self.path.glob(".*.part"), *self.path.glob("checkpoints/.*.part")]:
+            part.unlink(missing_ok=True)  # what a killed process left half written
+        self.metrics = [row for row in self.metrics if row["epoch"] <= epochs_done]
+        with atomic_write(self.path / "metrics.jsonl") as file:
+            file.write("".join(_line(row) for row in self.metrics).encode())
 
     def _check_empty(self) -> None:
         if self.path.exists() and not self.path.is_dir():
@@ -63,25 +85,20 @@ class RunFolder:
             shown = ", ".join(inside[:3]) + (", ..." if len(inside) > 3 else "")
             raise RunError(f"{self.path}: is not empty ({shown}). A run needs a folder of its own; choose another one.")
 
-    def _check_same_run(self, config: dict[str, Any]) -> None:
+    def _check_same_run(self) -> None:
         if not (self.path / "config.json").is_file():
             raise RunError(
                 f"{self.path}: there is no run to resume here (no config.json). Check the folder, or start anew."
             )
         saved = read_json(self.path / "config.json")
         saved = saved if isinstance(saved, dict) else {}
-        found = differences({key: saved.get(key) for key in IDENTITY}, {key: config[key] for key in IDENTITY})
+        found = differences({key: saved.get(key) for key in IDENTITY}, {key: self.config[key] for key in IDENTITY})
         if found:
             raise RunError(
                 f"{self.path}: cannot be resumed, it holds a different run:\n"
                 + "\n".join(f"  {line}" for line in found)
                 + "\nGive the same settings as then (they stand in its config.json), or choose another folder."
             )
-
-    def _sweep(self) -> None:
-        """Remove what a killed process left half written."""
-        for part in [*self.path.glob(".*.part"), *self.path.glob("checkpoints/.*.part")]:
-            part.unlink(missing_ok=True)
 
     def newest_state(self, log: Callable[[str], None]) -> dict[str, Any] | None:
         """The newest checkpoint that can be read, or None where there is none at all.
@@ -102,12 +119,6 @@ class RunFolder:
             raise RunError(f"{self.path}: none of its {len(paths)} checkpoints can be read. Start a new run.")
         log(f"{self.path}: holds no checkpoint yet, so training starts from the beginning.")
         return None
-
-    def forget_after(self, epochs_done: int) -> None:
-        """Drop the metrics of epochs that will be trained again."""
-        self.metrics = [row for row in self.metrics if row["epoch"] <= epochs_done]
-        with atomic_write(self.path / "metrics.jsonl") as file:
-            file.write("".join(_line(row) for row in self.metrics).encode())
 
     def add_metrics(self, row: dict[str, Any]) -> None:
         """Append one epoch's line; a kill in the midst of it leaves a torn last line, which reading skips."""
@@ -173,9 +184,36 @@ def differences(saved: Any, wanted: Any, name: str = "") -> list[str]:
     return [] if saved == wanted else [f"{name}: the run has {saved!r}, now it is {wanted!r}"]
 
 
-def explain_stop(error: MinidetError, folder: RunFolder) -> MinidetError:
-    """The same error with a word on what is safe."""
-    return type(error)(f"{error} {folder.last_good()}")
+def run_config(
+    model: Detector,
+    recipe: Recipe,
+    train_data: CocoDataset,
+    val_data: CocoDataset | None,
+    seed: int,
+    device: torch.device,
+    precision: str,
+) -> dict[str, Any]:
+    """What config.json says: the run's identity (model, recipe, data, seed), then where and by what it was run."""
+    splits = {"train": train_data} | ({"val": val_data} if val_data is not None else {})
+    config = {
+        "model": model_description(model),
+        "recipe": dataclasses.asdict(recipe),
+        "data": {
+            "class_names": list(train_data.class_names),
+            **{f"{name}_images": len(each) for name, each in splits.items()},
+        },
+        "seed": seed,
+        "paths": {name: [str(each.annotations_path), str(each.images_path)] for name, each in splits.items()},
+        "hardware": describe_hardware(device),
+        "precision": precision,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+        },
+        "command": sys.argv,
+    }
+    return json.loads(json.dumps(config))  # tuples become lists, as they will be when it is read again
 
 
 def _line(row: dict[str, Any]) -> str:
