@@ -130,8 +130,8 @@ def evaluate_detections(ground_truth: Path | str | dict, detections: Path | str 
 
     Args:
         ground_truth: COCO JSON, a file or its content: `images`, `annotations`, `categories`. Boxes are xywh in pixels;
-            without `area` an object's size is w * h, without `iscrowd` it is no crowd. Every box counts, as in COCO's own
-            code: one of no size is an object that nobody can find. Never changed.
+            without `area` an object's size is w * h, without `iscrowd` it is no crowd. Every box counts, as in COCO's
+            own code: one of no size is an object that nobody can find. Never changed.
         detections: COCO results, a file or its content: a list of `{"image_id", "category_id", "bbox": [x, y, w, h],
             "score"}`. May be empty. Never changed.
 
