@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from minidet.assign import Assignment, DensePredictions
 from minidet.boxes import clip_boxes
 from minidet.data.augment import letterbox
+from minidet.errors import MinidetError
 
 Images = Sequence[Tensor] | Tensor
 Target = dict[str, Any]
@@ -44,7 +45,7 @@ class Detector(nn.Module):
         self.name = name
         self.num_classes: int = config.num_classes
         self.class_names: list[str] | None = list(config.class_names) if config.class_names else None
-        self.input_hw: tuple[int, int] = tuple(config.input_hw)
+        self.input_hw: tuple[int, int] = check_input_size(config.input_hw, name)
         self.use_l1 = False
         self.last_assignment: Assignment | None = None
 
@@ -123,6 +124,10 @@ class Detector(nn.Module):
 
     # From pictures to network input.
 
+    def set_input_size(self, input_hw: tuple[int, int]) -> None:
+        """Letterbox pictures to another (height, width) from now on; every variant takes all multiples of 32."""
+        self.input_hw = check_input_size(input_hw, self.name)
+
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
@@ -189,6 +194,14 @@ class Detector(nn.Module):
                     f"{where}: labels go from 0 to {self.num_classes - 1} (num_classes={self.num_classes}), "
                     f"these from {int(labels.min())} to {int(labels.max())}"
                 )
+
+
+def check_input_size(input_hw: Sequence[int], name: str) -> tuple[int, int]:
+    """The size as a tuple, if a network can take it; otherwise a MinidetError."""
+    divisor = Detector.size_divisor
+    if len(input_hw) != 2 or any(side < divisor or side % divisor for side in input_hw):
+        raise MinidetError(f"{name}: input_hw is (height, width), multiples of {divisor}, not {tuple(input_hw)}")
+    return int(input_hw[0]), int(input_hw[1])
 
 
 def _check_picture(image: Tensor, index: int) -> None:

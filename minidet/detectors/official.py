@@ -57,6 +57,17 @@ RENAMES: tuple[tuple[str, str], ...] = (
 CSP_NAMES = {"conv1": "enter", "conv2": "bypass", "conv3": "fuse", "m": "blocks"}
 SPP_NAMES = {"conv1": "reduce", "conv2": "fuse"}
 
+# The 80 classes of COCO in the order of their category ids, which is the order of the published class predictors.
+COCO_CLASSES = (
+    "person bicycle car motorcycle airplane bus train truck boat traffic_light fire_hydrant stop_sign parking_meter bench "
+    "bird cat dog horse sheep cow elephant bear zebra giraffe backpack umbrella handbag tie suitcase frisbee skis snowboard "
+    "sports_ball kite baseball_bat baseball_glove skateboard surfboard tennis_racket bottle wine_glass cup fork knife spoon "
+    "bowl banana apple sandwich orange broccoli carrot hot_dog pizza donut cake chair couch potted_plant bed dining_table "
+    "toilet tv laptop mouse remote keyboard cell_phone microwave oven toaster sink refrigerator book clock vase scissors "
+    "teddy_bear hair_drier toothbrush"
+).split()
+COCO_CLASSES = tuple(name.replace("_", " ") for name in COCO_CLASSES)
+
 LEGACY_MEAN = (123.675, 116.28, 103.53)  # ImageNet's, RGB, of 255
 LEGACY_STD = (58.395, 57.12, 57.375)
 
@@ -71,7 +82,7 @@ def load_official(
         source: a `.pth` file, or what `torch.load` gave: the checkpoint, or its `state_dict` itself.
         legacy: the weights are of the paper's first release (0.1.0, July 2021), trained on normalised RGB. They have the
             same names and shapes as the current ones, so a file cannot tell.
-        class_names: C names; without them the model knows numbers only.
+        class_names: C names; for 80 classes COCO's by default, otherwise the model knows numbers only.
 
     Returns:
         The model in evaluation mode. Pictures are RGB as everywhere here; the number of classes is read off the weights.
@@ -86,10 +97,13 @@ def load_official(
     names = translate_names(official)
     state = {names[key]: value for key, value in official.items()}
 
+    num_classes = _num_classes(official, where)
+    if class_names is None and num_classes == len(COCO_CLASSES):
+        class_names = list(COCO_CLASSES)
     changes: dict[str, Any] = {"class_names": class_names}
     if legacy:
         changes |= {"pixel_mean": LEGACY_MEAN, "pixel_std": LEGACY_STD}
-    model = create_model(name, _num_classes(official, where), **changes)
+    model = create_model(name, num_classes, **changes)
     if not legacy:
         _blue_green_red_to_rgb(state)
     load_state(model, state, where)

@@ -102,6 +102,29 @@ def load_state(model: Detector, state: dict[str, torch.Tensor], source: str) -> 
     model.load_state_dict(state)
 
 
+def transfer_weights(source: Detector, model: Detector, name: str) -> list[str]:
+    """Fine-tuning: copy every tensor of `source` that fits into `model`.
+
+    Args:
+        source: a trained model of the same variant, perhaps for other classes.
+        model: gets its weights.
+        name: how an error calls the source.
+
+    Returns:
+        The keys that keep their fresh weights: none, or the class predictors where the number of classes differs.
+
+    Raises:
+        WeightsError: anything else does not fit, so the variants differ.
+    """
+    own, theirs = model.state_dict(), source.state_dict()
+    fitting = {key: value for key, value in theirs.items() if key in own and own[key].shape == value.shape}
+    left_out = [key for key in own if key not in fitting]
+    if len(theirs) != len(own) or any("class_predictor" not in key for key in left_out):
+        load_state(model, theirs, name)  # says key by key what does not fit
+    model.load_state_dict(fitting, strict=False)
+    return left_out
+
+
 def _explain(problems: list[str], source: str, model: Detector) -> str:
     lines = [f"{source}: {len(problems)} of the weights do not fit {model.name} with {model.num_classes} classes:"]
     lines += [f"  {problem}" for problem in problems]

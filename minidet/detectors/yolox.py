@@ -15,6 +15,7 @@ from torch import Tensor
 from minidet.assign import Assigner, Assignment, DensePredictions, SimOTA
 from minidet.boxes import cxcywh_to_xyxy, nms
 from minidet.detectors.detector import MAX_LOG_SIZE, Detector, Prediction, Target
+from minidet.errors import MinidetError
 from minidet.grid import Grid, make_grid
 from minidet.layers.darknet import CSPDarknet, Darknet53
 from minidet.layers.heads import DecoupledHead
@@ -58,9 +59,9 @@ class YOLOX(Detector):
         elif config.backbone == "darknet53":
             self.backbone, self.neck, activation = Darknet53(), YOLOFPN(), "leaky_relu"
         else:
-            raise ValueError(f"backbone {config.backbone!r} is not known; choose 'cspdarknet' or 'darknet53'")
+            raise MinidetError(f"backbone {config.backbone!r} is not known; choose 'cspdarknet' or 'darknet53'")
         if config.box_loss not in ("iou", "giou"):
-            raise ValueError(f"box_loss {config.box_loss!r} is not known; choose 'iou' or 'giou'")
+            raise MinidetError(f"box_loss {config.box_loss!r} is not known; choose 'iou' or 'giou'")
         self.head = DecoupledHead(
             self.neck.channels, int(256 * config.width), config.num_classes, config.depthwise, activation
         )

@@ -12,6 +12,7 @@ from typing import Any
 
 from minidet.detectors.detector import Detector
 from minidet.detectors.yolox import YOLOX, YOLOXConfig
+from minidet.errors import MinidetError
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,12 @@ def model_card(name: str) -> ModelCard:
     """What was published about the variant called `name`.
 
     Raises:
-        ValueError: there is no such variant; the text lists those there are.
+        MinidetError: there is no such variant; the text lists those there are.
     """
     if name not in ZOO:
         close = difflib.get_close_matches(name, ZOO, n=1, cutoff=0.5)
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"there is no model {name!r}.{hint} The names are {', '.join(ZOO)}.")
+        raise MinidetError(f"there is no model {name!r}.{hint} The names are {', '.join(ZOO)}.")
     return ZOO[name]
 
 
@@ -72,13 +73,13 @@ def create_model(name: str, num_classes: int = 80, **changes: Any) -> Detector:
             `class_names=["cat", "dog"]` or `assigner=SimOTA.published()`.
 
     Raises:
-        ValueError: an unknown name or field, or a value that makes no sense.
+        MinidetError: an unknown name or field, or a value that makes no sense.
     """
     card = model_card(name)
     fields = [field.name for field in dataclasses.fields(card.config)]
     unknown = sorted(set(changes) - set(fields))
     if unknown:
-        raise ValueError(
+        raise MinidetError(
             f"{name} has no setting {', '.join(map(repr, unknown))}. Its settings are {', '.join(fields)}."
         )
     if changes.get("class_names") is not None:
@@ -92,11 +93,8 @@ def create_model(name: str, num_classes: int = 80, **changes: Any) -> Detector:
 
 def _check(name: str, config: YOLOXConfig) -> None:
     if config.num_classes < 1:
-        raise ValueError(f"{name}: num_classes is at least 1, not {config.num_classes}")
+        raise MinidetError(f"{name}: num_classes is at least 1, not {config.num_classes}")
     if config.class_names is not None and len(config.class_names) != config.num_classes:
-        raise ValueError(
+        raise MinidetError(
             f"{name}: {len(config.class_names)} class names for num_classes={config.num_classes}; the numbers must agree"
         )
-    divisor = Detector.size_divisor
-    if len(config.input_hw) != 2 or any(side < divisor or side % divisor for side in config.input_hw):
-        raise ValueError(f"{name}: input_hw is (height, width), multiples of {divisor}, not {config.input_hw}")

@@ -1,0 +1,454 @@
+"""The command line: `minidet models`, `data`, `train`, `eval`, `predict`, `import-official` and `demo`.
+
+Each command is a dataclass: its fields are the options, the comments behind them the help. Chapter 00 and the README use
+them all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+from tyro.conf import Positional, arg, subcommand
+
+from minidet.assign import SimOTA
+from minidet.data.check import check_dataset, format_faults
+from minidet.data.coco import CocoDataset, load_split
+from minidet.data.fetch import FETCHABLE, fetch
+from minidet.data.images import read_image
+from minidet.data.shapes import ShapesConfig, make_shapes
+from minidet.detectors import ZOO, Detector, create_model, load_model, load_official, save_weights
+from minidet.detectors.weights import transfer_weights
+from minidet.errors import DataError, MinidetError, RunError
+from minidet.evaluation.average_precision import evaluate, evaluate_detections
+from minidet.evaluation.predict import predict_dataset
+from minidet.files import write_json
+from minidet.training.hardware import choose_device
+from minidet.training.loop import TrainingResult, train
+from minidet.training.recipe import RECIPES, Recipe
+
+ModelName = Literal[tuple(ZOO)]  # type: ignore[valid-type]
+RecipeName = Literal[tuple(RECIPES)]  # type: ignore[valid-type]
+DataName = Literal[tuple(FETCHABLE)]  # type: ignore[valid-type]
+
+PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
+DEFECTS_FOUND, INTERRUPTED = 1, 130  # exit codes; 2 is an error that the user can mend
+
+
+@dataclass(frozen=True)
+class Models:
+    """List the detectors: size, work, input and published accuracy."""
+
+    def run(self) -> int:
+        print(f"{'name':<17}{'parameters':>12}{'GFLOPs':>9}{'input':>11}{'AP':>7}   paper")
+        for name, card in ZOO.items():
+            height, width = card.input_hw
+            print(f"{name:<17}{card.params:>12,}{card.gflops:>9g}{f'{height} x {width}':>11}{card.ap:>7}   {card.paper}")
+        print("\nFor 80 classes. AP: COCO val2017, in percent, of the published weights (minidet import-official).")
+        return 0
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Draw the shapes data set: eight classes, many sizes, crowds and occlusion. Needs no network."""
+
+    folder: Positional[Path] = Path("data/shapes")  # where to
+    config: Annotated[ShapesConfig, arg(name="")] = ShapesConfig()
+
+    def run(self) -> int:
+        make_shapes(self.folder, self.config)
+        print(f"{self.folder}: {self.config.train} train, {self.config.val} val and {self.config.test} test pictures")
+        return 0
+
+
+@dataclass(frozen=True)
+class Check:
+    """Report every fault of a data set in COCO format at once, with what to do. Exits with 1 if it can't be trained on."""
+
+    folder: Positional[Path]  # holds annotations/instances_{split}.json and the pictures in {split}/
+    splits: tuple[str, ...] = ()  # which; by default all there are
+    read_images: bool = True  # also decode every picture
+    limit: int = 20  # places shown of each kind; 0 for all
+
+    def run(self) -> int:
+        faults = check_dataset(self.folder, self.splits or None, self.read_images, progress=sys.stderr.isatty())
+        print(format_faults(faults, self.limit or None))
+        return DEFECTS_FOUND if any(fault.fatal for fault in faults) else 0
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """Download a data set by name, check it, and turn it into COCO format. Goes on where a cut connection left off."""
+
+    name: Positional[DataName]  # which
+    folder: Path | None = None  # where to; by default data/NAME
+    source: Annotated[Path | None, arg(name="from")] = None  # a local copy (folder or archive) in place of the network
+
+    def run(self) -> int:
+        fetch(self.name, self.folder or Path("data") / self.name, self.source)
+        return 0
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a detector on a data set in COCO format. Everything that comes of it goes into one folder.
+
+    The folder gets metrics.jsonl, curves.png, predictions.png, best.safetensors, last.safetensors, checkpoints and
+    TensorBoard files. Ctrl-C saves first; the same command with --resume goes on.
+    """
+
+    data: Positional[Path]  # holds annotations/instances_{split}.json and the pictures in {split}/
+    model: ModelName = "yolox-nano"  # which detector
+    recipe: RecipeName = "course"  # "course": small data, minutes; "yolox": as published, days
+    out: Path | None = None  # the run's folder; by default runs/MODEL-DATA
+    weights: Path | None = None  # start from these weights (.safetensors); other classes than theirs are learned anew
+    resume: bool = False  # go on from the newest checkpoint in the run's folder
+    input_size: tuple[int, int] | None = None  # height and width of the network input, multiples of 32
+    epochs: int | None = None  # passes over the training pictures, instead of the recipe's
+    batch_size: int | None = None  # pictures a step, instead of the recipe's; the learning rate follows
+    set: tuple[str, ...] = ()
+    """Other fields of the recipe, such as base_lr=0.02 multi_scale=[320,640] augmentation.mosaic_prob=0."""
+    simota: Literal["current", "published"] = "current"  # which version of the assigner
+    train_split: str = "train"  # learn from this split
+    val_split: str = "val"  # be judged by this one; "" for none
+    seed: int = 0  # of weights, order and augmentation
+    device: str = "auto"  # cpu, cuda, mps
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # of the network; losses are always float32
+    workers: int | None = None  # processes that prepare pictures
+    threads: int | None = None  # CPU threads; by default as many as torch chooses
+
+    def run(self) -> int:
+        result = self.train()
+        if result.interrupted:
+            return INTERRUPTED
+        if result.evaluation is not None:
+            print(result.evaluation.table())
+        print(f"\n{result.run_dir}: curves.png, predictions.png, best.safetensors, metrics.jsonl")
+        return 0
+
+    def train(self) -> TrainingResult:
+        if self.threads is not None:
+            torch.set_num_threads(_positive("threads", self.threads))
+        train_data = load_split(self.data, self.train_split)
+        val_data = load_split(self.data, self.val_split) if self.val_split else None
+        torch.manual_seed(self.seed)
+        model = self.make_model(train_data)
+        changes = {"epochs": self.epochs, "batch_size": self.batch_size}
+        recipe = dataclasses.replace(RECIPES[self.recipe], **{k: v for k, v in changes.items() if v is not None})
+        return train(
+            model,
+            change_recipe(recipe, self.set, model),
+            train_data,
+            val_data,
+            self.out or Path("runs") / f"{self.model}-{self.data.resolve().name}",
+            device=self.device,
+            precision=self.precision,
+            resume=self.resume,
+            seed=self.seed,
+            workers=self.workers,
+        )
+
+    def make_model(self, data: CocoDataset) -> Detector:
+        changes: dict[str, Any] = {"class_names": data.class_names}
+        if self.input_size is not None:
+            changes["input_hw"] = self.input_size
+        if self.simota == "published":
+            changes["assigner"] = SimOTA.published()
+        model = create_model(self.model, len(data.class_names), **changes)
+        if self.weights is not None:
+            left_out = transfer_weights(load_model(self.weights), model, str(self.weights))
+            note = f"; {len(left_out)} tensors of the class predictors start anew" if left_out else ""
+            print(f"weights from {self.weights}{note}")
+        return model
+
+
+@dataclass(frozen=True)
+class Eval:
+    """COCO's average precision, whole, by size and by class.
+
+    Either of a model on a data set (--weights and --data), or of detections in COCO's result format against annotations
+    (--detections and --annotations).
+    """
+
+    weights: Path | None = None  # .safetensors
+    data: Path | None = None  # holds annotations/instances_{split}.json and the pictures in {split}/
+    split: str = "val"  # which split of it
+    detections: Path | None = None  # JSON list of {"image_id", "category_id", "bbox": [x, y, w, h], "score"}
+    annotations: Path | None = None  # COCO JSON
+    save_detections: Path | None = None  # also write what the model found, as such a list
+    save_json: Path | None = None  # also write the figures as JSON
+    score_threshold: float = 0.001  # what scores less is left out (as published for AP)
+    nms_threshold: float = 0.65  # boxes that overlap a better one of their class by more go (as published for AP)
+    input_size: tuple[int, int] | None = None  # height and width, instead of the model's own
+    batch_size: int = 8  # pictures at a time
+    device: str = "auto"  # cpu, cuda, mps
+
+    def run(self) -> int:
+        if self.weights and self.data and not (self.detections or self.annotations):
+            result = self.of_model(self.weights, self.data)
+        elif self.detections and self.annotations and not (self.weights or self.data):
+            result = evaluate_detections(self.annotations, self.detections)
+        else:
+            raise MinidetError("give either --weights and --data, or --detections and --annotations")
+        print(result.table())
+        if self.save_json:
+            write_json(self.save_json, result.to_dict(), indent=2)
+        return 0
+
+    def of_model(self, weights: Path, folder: Path):
+        dataset = load_split(folder, self.split)
+        model = load_model(weights, choose_device(self.device))
+        _set_up(model, self.score_threshold, self.nms_threshold, self.input_size)
+        if self.save_detections is None:
+            return evaluate(model, dataset, _positive("batch-size", self.batch_size))
+        rows = predict_dataset(model, dataset, _positive("batch-size", self.batch_size))
+        write_json(self.save_detections, rows)
+        return evaluate_detections(dataset.annotations_path, rows)
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Find objects in images and folders of images; write pictures with boxes, and all boxes as JSON."""
+
+    images: Positional[tuple[Path, ...]]  # files and folders
+    weights: Path  # .safetensors
+    out: Path = Path("predictions")  # gets NAME.png for each image, and predictions.json
+    score_threshold: float = 0.3  # what scores less is left out
+    nms_threshold: float = 0.45  # boxes that overlap a better one by more go
+    class_agnostic: bool = True  # also those of another class
+    input_size: tuple[int, int] | None = None  # height and width, instead of the model's own
+    pictures: bool = True  # write the pictures, not only the JSON
+    device: str = "auto"  # cpu, cuda, mps
+
+    def run(self) -> int:
+        from minidet.draw import describe_detections, draw_detections, save_figure  # matplotlib loads slowly
+
+        files = find_images(self.images)
+        model = load_model(self.weights, choose_device(self.device))
+        _set_up(model, self.score_threshold, self.nms_threshold, self.input_size)
+        model.class_agnostic = self.class_agnostic
+        names = model.class_names or [f"class {i}" for i in range(model.num_classes)]
+        results, unreadable = [], []
+        for file, picture_name in zip(files, picture_names(files), strict=True):
+            try:
+                image = read_image(file)
+            except DataError as error:  # one bad file does not spoil the others
+                unreadable.append(str(error))
+                continue
+            with torch.inference_mode():
+                (found,) = model([image])
+            found = {key: value.cpu() for key, value in found.items()}
+            if self.pictures:
+                figure = draw_detections(image, found["boxes"], found["labels"], found["scores"], names)
+                save_figure(figure, self.out / picture_name)
+            print(f"{file}: {describe_detections(found['labels'], found['scores'], names)}")
+            results.append(
+                {
+                    "file": str(file),
+                    "height": image.shape[1],
+                    "width": image.shape[2],
+                    "detections": [
+                        {"label": names[label], "score": round(score, 6), "box_xyxy": [round(x, 3) for x in box]}
+                        for box, score, label in zip(
+                            found["boxes"].tolist(), found["scores"].tolist(), found["labels"].tolist(), strict=True
+                        )
+                    ],
+                }
+            )
+        write_json(self.out / "predictions.json", results, indent=1)
+        print(f"\n{self.out}: {len(results)} images, predictions.json")
+        for text in unreadable:
+            print(f"left out: {text}", file=sys.stderr)
+        return DEFECTS_FOUND if unreadable else 0
+
+
+@dataclass(frozen=True)
+class ImportOfficial:
+    """Turn a published YOLOX checkpoint (.pth) into weights of minidet (.safetensors).
+
+    The published files are linked in the README of Megvii-BaseDetection/YOLOX. Only tensors, numbers and text are read.
+    """
+
+    model: Positional[ModelName]  # which variant the checkpoint is
+    checkpoint: Positional[Path]  # such as yolox_s.pth
+    out: Path | None = None  # by default the same name with .safetensors
+    legacy: bool = False  # weights of release 0.1.0 (July 2021), trained on normalised images
+    class_names: tuple[str, ...] = ()  # names of the classes; for 80 classes COCO's, by default
+
+    def run(self) -> int:
+        model = load_official(self.model, self.checkpoint, self.legacy, list(self.class_names) or None)
+        out = self.out or self.checkpoint.with_suffix(".safetensors")
+        save_weights(model, out)
+        print(f"{out}: {self.model}, {model.num_classes} classes")
+        return 0
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Draw the shapes data set and train a yolox-nano on it: some minutes on a laptop, without a network.
+
+    Run it again to go on after Ctrl-C, or to see the result once more.
+    """
+
+    data: Path = Path("data/shapes")  # where the pictures go
+    out: Path = Path("runs/demo")  # where the run goes
+    epochs: int | None = None  # instead of the recipe's
+    device: str = "auto"  # cpu, cuda, mps
+
+    def run(self) -> int:
+        make_shapes(self.data)
+        resume = (self.out / "config.json").exists()
+        command = Train(
+            self.data, out=self.out, resume=resume, epochs=self.epochs, device=self.device, **DEMO_SETTINGS
+        )
+        result = command.train()
+        if result.interrupted:
+            return INTERRUPTED
+        best = self.out / "best.safetensors"
+        print(evaluate(load_model(best, choose_device(self.device)), load_split(self.data, "val"), progress=False).table())
+        print(
+            f"""
+Look at {self.out / "predictions.png"}: what your detector finds in pictures it was not trained on (dashed: the truth).
+        {self.out / "curves.png"}: how it got there.
+
+What next?
+  minidet predict {self.data / "test"} --weights {best}          find objects in other pictures
+  minidet eval --weights {best} --data {self.data} --split test   judge it on pictures nobody tuned it on
+  make lab                                                        open chapter 00, the start of the course"""
+        )
+        return 0
+
+
+DEMO_SETTINGS: dict[str, Any] = {"input_size": (256, 320)}
+
+
+@dataclass(frozen=True)
+class Data:
+    """Make, fetch or check data sets."""
+
+    command: (
+        Annotated[Shapes, subcommand("shapes", prefix_name=False)]
+        | Annotated[Fetch, subcommand("fetch", prefix_name=False)]
+        | Annotated[Check, subcommand("check", prefix_name=False)]
+    )
+
+    def run(self) -> int:
+        return self.command.run()
+
+
+Command = (
+    Annotated[Models, subcommand("models")]
+    | Annotated[Data, subcommand("data")]
+    | Annotated[Train, subcommand("train")]
+    | Annotated[Eval, subcommand("eval")]
+    | Annotated[Predict, subcommand("predict")]
+    | Annotated[ImportOfficial, subcommand("import-official")]
+    | Annotated[Demo, subcommand("demo")]
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; errors that a user can mend are one clear text and exit code 2."""
+    command = tyro.cli(
+        Command,
+        prog="minidet",
+        description="YOLOX object detectors, small enough to read: train, judge and use them.",
+        args=arguments,
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    try:
+        return command.run()
+    except MinidetError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return INTERRUPTED
+
+
+def change_recipe(recipe: Recipe, settings: tuple[str, ...], model: Detector) -> Recipe:
+    """A recipe with fields changed by texts such as "base_lr=0.02" or "augmentation.flip_prob=0".
+
+    Raises:
+        RunError: a text is not of this form, or there is no such field.
+    """
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals:
+            raise RunError(f"--set {setting}: write FIELD=VALUE, such as base_lr=0.02")
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            value = text
+        if isinstance(value, list):
+            value = tuple(value)
+        if name.startswith("augmentation."):
+            augmentation = recipe.resolved(model.name, model.input_hw).augmentation
+            changed = _replace(augmentation, name.removeprefix("augmentation."), value, setting)
+            recipe = dataclasses.replace(recipe, augmentation=changed)
+        else:
+            recipe = _replace(recipe, name, value, setting)
+    return recipe
+
+
+def _replace(config: Any, name: str, value: Any, setting: str) -> Any:
+    names = [field.name for field in dataclasses.fields(config)]
+    if name not in names:
+        raise RunError(f"--set {setting}: there is no such field. There are {', '.join(names)}.")
+    try:
+        return dataclasses.replace(config, **{name: value})
+    except TypeError as error:
+        raise RunError(f"--set {setting}: this is not a value for {name}. Now it is {getattr(config, name)!r}.") from error
+
+
+def find_images(paths: tuple[Path, ...]) -> list[Path]:
+    """Image files among `paths`; a folder stands for all images directly in it, in the order of their names."""
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in PICTURES)
+            if not inside:
+                raise DataError(f"{path}: there are no images in this folder ({', '.join(PICTURES)}).")
+            files += inside
+        elif path.exists():
+            files.append(path)
+        else:
+            raise DataError(f"{path}: there is no such file or folder.")
+    if not files:
+        raise DataError("name at least one image, or a folder of images")
+    return files
+
+
+def picture_names(files: list[Path]) -> list[str]:
+    """A name for each file's picture; two files of the same name get numbers, so that none overwrites another."""
+    names, taken = [], set()
+    for file in files:
+        name, number = f"{file.stem}.png", 1
+        while name in taken:
+            number += 1
+            name = f"{file.stem}-{number}.png"
+        taken.add(name)
+        names.append(name)
+    return names
+
+
+def _set_up(model: Detector, score_threshold: float, nms_threshold: float, input_hw: tuple[int, int] | None) -> None:
+    for name, value in (("score-threshold", score_threshold), ("nms-threshold", nms_threshold)):
+        if not 0 <= value <= 1:
+            raise MinidetError(f"--{name} is {value}; it lies between 0 and 1")
+    model.score_threshold, model.nms_threshold = score_threshold, nms_threshold
+    if input_hw is not None:
+        model.set_input_size(input_hw)
+
+
+def _positive(name: str, value: int) -> int:
+    if value < 1:
+        raise MinidetError(f"--{name} is {value}; it is at least 1")
+    return value
+
