@@ -1,7 +1,9 @@
-"""One training picture out of one, four or five: letterbox, mosaic, affine map, MixUp, colour, mirror, and the boxes that follow.
+"""How a training picture is made out of one, four or five: letterbox, mosaic, affine map, MixUp, colour, mirror.
 
-The functions above `Augmentation` have no randomness: what they do is in their arguments. The `random_*` functions below
-it draw those arguments as the official training does. Source: YOLOX, section 2.1, "strong data augmentation"; chapter 10.
+The functions above `Augmentation` have no randomness: what they do is in their arguments. The `random_*` functions
+below it draw those arguments as the official training does.
+
+Source: YOLOX, section 2.1, "strong data augmentation"; chapter 10.
 """
 
 from __future__ import annotations
@@ -35,8 +37,8 @@ def letterbox_geometry(image_hw: tuple[int, int], size_hw: tuple[int, int]) -> t
         size_hw: height and width of the frame.
 
     Returns:
-        The ratio for boxes, and the new (height, width). Both are cut off to whole pixels, so even the long side may end
-        one pixel short of the frame; a very thin picture keeps at least one pixel.
+        The ratio for boxes, and the new (height, width). Both are cut off to whole pixels, so even the long side may
+        end one pixel short of the frame; a very thin picture keeps at least one pixel.
 
     Source: YOLOX, official code; chapter 10.
     """
@@ -153,7 +155,7 @@ def flip_horizontal(image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
     return image.flip(-1), torch.stack([width - x2, y1, width - x1, y2], dim=-1)
 
 
-# OpenCV divides by a table lookup: 255 / value and 30 / difference, in units of 1/4096. Keeping its rounding keeps its colours.
+# OpenCV divides by table lookup: 255 / value and 30 / spread, in units of 1/4096. Its rounding makes its colours.
 _DIVISORS = torch.arange(256, dtype=torch.float64).clamp(min=1)
 _SATURATION_TABLE = (255 * 4096 / _DIVISORS).round().to(torch.int32)
 _HUE_TABLE = (30 * 4096 / _DIVISORS).round().to(torch.int32)
@@ -166,7 +168,8 @@ def rgb_to_hsv(image: Tensor) -> Tensor:
         image: [3, H, W] uint8 RGB.
 
     Returns:
-        [3, H, W] int32: hue in steps of two degrees, 0 to 179 (red 0, green 60, blue 120, grey 0); saturation and value 0 to 255.
+        [3, H, W] int32: hue in steps of two degrees, 0 to 179 (red 0, green 60, blue 120, grey 0); saturation and value
+        from 0 to 255.
     """
     red, green, blue = image.to(torch.int32).unbind(0)
     value = image.amax(0).to(torch.int32)
@@ -182,7 +185,7 @@ def rgb_to_hsv(image: Tensor) -> Tensor:
 
 
 def hsv_to_rgb(hsv: Tensor) -> Tensor:
-    """The way back from `rgb_to_hsv`; fractions are cut off, as in OpenCV, whose numbers it meets within 1 of 255.
+    """The way back from `rgb_to_hsv`; fractions are cut off, as OpenCV does, whose numbers it meets within 1 of 255.
 
     Args:
         hsv: [3, H, W] integers; hue 0 to 179, saturation and value 0 to 255.
@@ -263,7 +266,7 @@ def affine_matrix(
 def warp_affine(image: Tensor, matrix: Tensor, size_hw: tuple[int, int], fill: float = GREY) -> Tensor:
     """Move a picture by an affine map; bilinear, with whole coordinates at pixel centres, as OpenCV's warpAffine.
 
-    OpenCV rounds positions to 1/32 pixel, this function doesn't: values differ by a few of 255 where the picture is rough.
+    The result is within 1 of 255 of OpenCV 5's; earlier versions round positions to 1/32 pixel and differ more.
 
     Args:
         image: [3, H, W] uint8.
@@ -292,7 +295,8 @@ def warp_affine(image: Tensor, matrix: Tensor, size_hw: tuple[int, int], fill: f
 def transform_boxes(boxes: Tensor, matrix: Tensor) -> Tensor:
     """The upright hull of each box's four mapped corners.
 
-    A turned box grows: its hull is wider than the object's. YOLOX trains its last epochs without mosaic for this reason.
+    A turned box grows: the hull of its corners is wider than that of the object. It is one reason why YOLOX trains its
+    last epochs without mosaic.
 
     Args:
         boxes: [N, 4] float, xyxy.
@@ -338,8 +342,8 @@ def mosaic(
     """Four pictures around a point, on a grey canvas of twice the input's height and width.
 
     Args:
-        tiles: four (image, boxes, labels): top-left, top-right, bottom-left, bottom-right. Each touches the centre with a corner.
-        centre_xy: where they meet, in pixels of the canvas.
+        tiles: four (image, boxes, labels): top-left, top-right, bottom-left, bottom-right of the centre.
+        centre_xy: where their corners meet, in pixels of the canvas.
         size_hw: height and width of the network input.
         min_visible: see `cut_boxes`.
 
@@ -385,7 +389,7 @@ def mixup(
     image, boxes, labels = sample
     other_image, other_boxes, other_labels = other
     height, width = image.shape[-2:]
-    other_image = resize(other_image, (int(height * scale), int(width * scale)))
+    other_image = resize(other_image, (max(int(height * scale), 1), max(int(width * scale), 1)))
     other_boxes = other_boxes * scale
     if flip:
         other_image, other_boxes = flip_horizontal(other_image, other_boxes)
@@ -405,8 +409,8 @@ def mixup(
 class Augmentation:
     """What may happen to a training picture, and how far. The defaults are those of yolox-s and larger.
 
-    Every field can be 0: `Augmentation(mosaic_prob=0, hsv_prob=0, flip_prob=0)` leaves pictures as they are. A range is
-    (lowest, highest); a single number means "up to this far either way".
+    `Augmentation(mosaic_prob=0, hsv_prob=0, flip_prob=0)` leaves pictures as they are. A range is (lowest, highest);
+    a single number means "up to this far either way".
 
     Raises:
         MinidetError: a value makes no sense; the text names the field.
@@ -444,12 +448,12 @@ class Augmentation:
                 raise MinidetError(f"augmentation: {field.name} is {value}, but it must lie between 0 and 1.")
             if field.name.endswith("_scale") and not 0 < value[0] <= value[1]:
                 raise MinidetError(
-                    f"augmentation: {field.name} is {value}, but it must be a range of factors above 0, the smaller one first."
+                    f"augmentation: {field.name} is {value}, but it must be two factors above 0, the smaller one first."
                 )
             if min(numbers) < 0:
                 raise MinidetError(f"augmentation: {field.name} is {value}, but it must not be negative.")
-        if max(self.degrees, self.shear) >= 45:  # beyond that shear and turn can flatten a picture to a line
-            raise MinidetError("augmentation: degrees and shear must be below 45.")
+        if self.shear >= 45:  # two shears of 45 degrees flatten a picture to a line
+            raise MinidetError(f"augmentation: shear is {self.shear} degrees, but it must be below 45.")
         if self.max_labels < 1:
             raise MinidetError(f"augmentation: max_labels is {self.max_labels}, but it must be at least 1.")
 
@@ -482,7 +486,7 @@ def random_affine(
 def random_mosaic(
     tiles: Sequence[Sample], size_hw: tuple[int, int], augmentation: Augmentation, rng: np.random.Generator
 ) -> Sample:
-    """Four pictures around a point in the middle of the canvas, and of the canvas what the affine map shows: [3, *size_hw]."""
+    """Four pictures around a random point, and of that canvas what a random affine map shows: [3, *size_hw]."""
     height, width = size_hw
     y = int(rng.uniform(0.5 * height, 1.5 * height))
     x = int(rng.uniform(0.5 * width, 1.5 * width))

@@ -1,7 +1,9 @@
 """From a data set on disk to batches: what is cached, what is drawn for whom, and in which order.
 
 Chance is tied to the sample, not to the worker: (seed, epoch, index) decide everything that happens to a picture, so a
-training run sees the same batches with any number of workers, and after a resume. Source: YOLOX, section 2.1; chapter 10.
+training run sees the same batches with any number of workers, and after a resume.
+
+Source: YOLOX, section 2.1; chapter 10.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from minidet.errors import DataError, MinidetError
 class DetectionData(Protocol):
     """What a data set must offer; `minidet.data.coco.CocoDataset` does."""
 
-    records: Sequence[Any]  # .height, .width, .file_name
+    records: Sequence[Any]  # .id, .height, .width
 
     def __len__(self) -> int: ...
 
@@ -60,7 +62,7 @@ class ResizedImages:
         progress: show a bar while the memory is filled.
 
     Raises:
-        DataError: a picture cannot be read, or has another size than the annotations say.
+        DataError: a picture cannot be read.
     """
 
     def __init__(self, dataset: DetectionData, size_hw: tuple[int, int], cache_bytes: int = 0, progress: bool = False):
@@ -71,7 +73,7 @@ class ResizedImages:
             ratio, resized_hw = letterbox_geometry((record.height, record.width), size_hw)
             self.ratios.append(ratio)
             self.sizes_hw.append(resized_hw)
-        # One tensor for all: forked workers read the parent's pages, and to spawned ones torch hands a single shared block.
+        # One tensor for all: forked workers read the parent's pages, spawned ones are handed a single shared block.
         ends = np.cumsum([3 * height * width for height, width in self.sizes_hw], dtype=np.int64)
         self.starts = np.concatenate([[0], ends])
         self.pixels: Tensor | None = None
@@ -88,13 +90,7 @@ class ResizedImages:
         return self.pixels[self.starts[index] : self.starts[index + 1]].view(3, *self.sizes_hw[index]).clone()
 
     def _read(self, index: int) -> Tensor:
-        image, record = self.dataset.image(index), self.dataset.records[index]
-        if tuple(image.shape[-2:]) != (record.height, record.width):
-            raise DataError(
-                f"{record.file_name}: the image is {image.shape[-1]} x {image.shape[-2]} pixels (width x height), but the "
-                f"annotations say {record.width} x {record.height}. Correct width and height there, and check that its boxes fit."
-            )
-        return resize(image, self.sizes_hw[index])
+        return resize(self.dataset.image(index), self.sizes_hw[index])
 
 
 class TrainingSamples(Dataset):
@@ -166,8 +162,8 @@ class TrainingSamples(Dataset):
 class TrainingOrder:
     """Batches of keys: an endless row of shuffled turns through the data set, cut into epochs of equally full batches.
 
-    An epoch has ceil(N / B) batches. Where B does not divide N it takes its last samples from the next turn, and the next
-    epoch goes on from there; so every picture is seen equally often, also when the data set is smaller than a batch.
+    An epoch has ceil(N / B) batches. Where B does not divide N it takes its last samples from the next turn, and the
+    next epoch goes on from there; so every picture is seen equally often, even when there are fewer than B.
 
     Source: YOLOX, official code; chapter 11.
     """
@@ -322,9 +318,7 @@ def _data_loader(dataset: Dataset, workers: int, **options: Any) -> DataLoader:
 
 def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)  # the workers are the parallelism
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C is for the main process, which saves first and then ends its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process: it saves, then ends its workers
 
 
 def _first_error(samples: Sequence[Any]) -> MinidetError | None:

@@ -1,0 +1,405 @@
+"""Loading: a key gives the same bytes everywhere, pictures are used equally often, errors arrive readable."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+import signal
+from collections import Counter
+from multiprocessing.reduction import ForkingPickler
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from minidet.data import loader as loader_module
+from minidet.data.augment import Augmentation, letterbox
+from minidet.data.loader import (
+    SampleKey,
+    TrainingLoader,
+    TrainingOrder,
+    TrainingSamples,
+    evaluation_loader,
+    training_loader,
+)
+from minidet.errors import DataError, MinidetError
+
+PUBLISHED = Augmentation()
+STILL = Augmentation(mosaic_prob=0, mixup_prob=0, degrees=0, translate=0, shear=0, hsv_prob=0, flip_prob=0)
+SIZE_HW = (64, 96)
+
+
+class Pictures(Dataset):
+    """A data set in memory: noise of several sizes, a few boxes each, pictures of even index without any if asked."""
+
+    def __init__(self, count: int, empty: str = "none", broken: int | None = None):
+        rng = np.random.default_rng(count)
+        sizes = [(48, 96), (80, 60), (64, 96), (33, 47)]
+        self.records = [
+            SimpleNamespace(id=1000 + i, height=sizes[i % 4][0], width=sizes[i % 4][1]) for i in range(count)
+        ]
+        self.broken = broken
+        self.reads = Counter()
+        self.pixels, self.targets = [], []
+        for i, record in enumerate(self.records):
+            pixels = rng.integers(0, 256, (3, record.height, record.width), dtype=np.uint8)
+            self.pixels.append(torch.from_numpy(pixels))
+            n = 0 if empty == "all" or (empty == "even" and i % 2 == 0) else 1 + i % 3
+            corner = rng.uniform(0, 20, (n, 2))
+            boxes = np.concatenate([corner, corner + rng.uniform(5, 12, (n, 2))], axis=1)
+            target = {
+                "boxes": torch.tensor(boxes, dtype=torch.float32),
+                "labels": torch.full((n,), i),
+                "image_id": record.id,
+            }
+            self.targets.append(target)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int):
+        return self.image(index), self.target(index)
+
+    def image(self, index: int) -> torch.Tensor:
+        self.reads[index] += 1
+        if index == self.broken:
+            raise DataError(f"{index}.jpg: is broken. Copy it again.")
+        return self.pixels[index].clone()
+
+    def target(self, index: int) -> dict:
+        return {
+            key: value.clone() if isinstance(value, torch.Tensor) else value
+            for key, value in self.targets[index].items()
+        }
+
+
+def same_sample(a, b) -> bool:
+    (image_a, target_a), (image_b, target_b) = a, b
+    return torch.equal(image_a, image_b) and same_target(target_a, target_b)
+
+
+def same_target(a: dict, b: dict) -> bool:
+    return (
+        torch.equal(a["boxes"], b["boxes"]) and torch.equal(a["labels"], b["labels"]) and a["image_id"] == b["image_id"]
+    )
+
+
+def same_batches(a: list, b: list) -> bool:
+    return len(a) == len(b) and all(
+        torch.equal(images_a, images_b) and all(map(same_target, targets_a, targets_b))
+        for (images_a, targets_a), (images_b, targets_b) in zip(a, b, strict=True)
+    )
+
+
+def two_epochs(data, workers: int, **options) -> list:
+    loader = training_loader(data, PUBLISHED, SIZE_HW, batch_size=4, workers=workers, **options)
+    batches = []
+    for epoch, strong in ((0, True), (1, False)):
+        loader.set_epoch(epoch, strong)
+        batches += list(loader)
+    return batches
+
+
+# One sample ---------------------------------------------------------------------------------------------------------
+
+
+def test_without_augmentation_a_sample_is_the_letterboxed_picture():
+    data = Pictures(8)
+    samples = TrainingSamples(data, STILL, SIZE_HW)
+    for index in range(8):
+        image, target = samples[SampleKey(index, epoch=3, strong=True)]
+        expected, boxes, _ = letterbox(data.pixels[index], data.targets[index]["boxes"], SIZE_HW)
+        assert torch.equal(image, expected)
+        assert torch.equal(target["boxes"], boxes)
+        assert torch.equal(target["labels"], data.targets[index]["labels"])
+        assert target["image_id"] == 1000 + index
+
+
+def test_the_same_key_gives_the_same_bytes_and_any_other_key_gives_others():
+    data = Pictures(6)
+    samples, again = (
+        TrainingSamples(data, PUBLISHED, SIZE_HW, seed=5),
+        TrainingSamples(data, PUBLISHED, SIZE_HW, seed=5),
+    )
+    key = SampleKey(2, epoch=1, strong=True)
+    sample = samples[key]
+    assert sample[0].dtype == torch.uint8
+    assert sample[0].shape == (3, *SIZE_HW)
+    samples[SampleKey(0, 0, True)]  # what was drawn in between does not matter
+    assert same_sample(sample, samples[key])
+    assert same_sample(sample, again[key])
+    assert not same_sample(sample, TrainingSamples(data, PUBLISHED, SIZE_HW, seed=6)[key])
+    for other in (key._replace(epoch=2), key._replace(index=3), key._replace(strong=False)):
+        assert not torch.equal(sample[0], samples[other][0])
+
+
+def test_samples_are_valid_whatever_chance_does():
+    samples = TrainingSamples(Pictures(12, empty="even"), PUBLISHED, SIZE_HW)
+    for epoch in range(8):
+        for index in range(12):
+            image, target = samples[SampleKey(index, epoch, strong=True)]
+            boxes = target["boxes"]
+            assert image.shape == (3, *SIZE_HW)
+            assert boxes.dtype == torch.float32
+            assert target["labels"].dtype == torch.int64
+            assert len(boxes) == len(target["labels"])
+            assert (boxes[:, 2:] > boxes[:, :2]).all()
+            assert (boxes >= 0).all()
+            assert (boxes <= torch.tensor([96, 64, 96, 64])).all()
+
+
+def test_the_closing_phase_has_colour_and_mirror_only():
+    lively = dataclasses.replace(PUBLISHED, affine_prob=1.0, hsv_prob=0.0, flip_prob=1.0)
+    data = Pictures(4)
+    image, target = TrainingSamples(data, lively, SIZE_HW)[SampleKey(2, 0, strong=False)]  # 64 x 96 fits as it is
+    assert torch.equal(image, data.pixels[2].flip(-1))
+    assert len(target["boxes"]) == len(data.targets[2]["boxes"])
+
+
+def test_mosaic_and_affine_come_as_often_as_their_probabilities_say(monkeypatch):
+    calls = Counter()
+    for name in ("random_mosaic", "random_affine", "random_mixup"):
+        original = getattr(loader_module, name)
+
+        def counted(*args, _name=name, _original=original, **kwargs):
+            calls[_name] += 1
+            return _original(*args, **kwargs)
+
+        monkeypatch.setattr(loader_module, name, counted)
+    some = dataclasses.replace(PUBLISHED, mosaic_prob=0.6, affine_prob=0.5, mixup_prob=0.25, mosaic_scale=(0.9, 1.1))
+    samples = TrainingSamples(Pictures(4), some, SIZE_HW)
+    for epoch in range(75):
+        for index in range(4):
+            samples[SampleKey(index, epoch, strong=True)]
+    assert abs(calls["random_mosaic"] / 300 - 0.6) < 0.12  # four standard errors
+    assert abs(calls["random_affine"] / 300 - 0.4 * 0.5) < 0.10
+    assert abs(calls["random_mixup"] / 300 - 0.6 * 0.25) < 0.09
+
+
+def test_the_partner_in_mixup_has_objects():
+    data = Pictures(10, empty="all")
+    data.targets[2] = {"boxes": torch.tensor([[0.0, 0, 96, 64]]), "labels": torch.tensor([7]), "image_id": 1002}
+    exact = dataclasses.replace(STILL, mosaic_prob=1, mosaic_scale=(1, 1), mixup_prob=1, mixup_scale=(1, 1))
+    samples = TrainingSamples(data, exact, SIZE_HW)
+    for epoch in range(10):
+        # The mosaic's top-left quarter shows part of the first picture, so there is always an object to mix with.
+        _, target = samples[SampleKey(2, epoch, strong=True)]
+        assert target["boxes"][-1].tolist() == [0, 0, 96, 64]
+        assert len(target["boxes"]) >= 2
+
+
+def test_a_light_affine_map_for_single_pictures_turns_about_the_centre():
+    data = Pictures(4)
+    data.targets[2]["boxes"] = torch.tensor([[10.0, 20, 50, 40]])
+    data.targets[2]["labels"] = torch.tensor([1])
+    half = dataclasses.replace(STILL, affine_prob=1.0, affine_scale=(0.5, 0.5))
+    image, target = TrainingSamples(data, half, SIZE_HW)[SampleKey(2, 0, strong=True)]
+    assert target["boxes"].tolist() == [[29, 26, 49, 36]]  # 48 + (x - 48) / 2, 32 + (y - 32) / 2
+    assert (image[:, :15] == 114).all()
+    assert (image[:, 49:] == 114).all()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_tiny_data_set_can_be_mixed_with_itself(count):
+    batches = two_epochs(Pictures(count), workers=0)
+    assert [images.shape for images, _ in batches] == [(4, 3, *SIZE_HW)] * 2
+
+
+def test_a_data_set_without_any_box_trains_without_mixup():
+    batches = two_epochs(Pictures(5, empty="all"), workers=0)
+    assert len(batches) == 4
+    assert all(target["boxes"].shape == (0, 4) for _, targets in batches for target in targets)
+
+
+# Memory -------------------------------------------------------------------------------------------------------------
+
+
+def test_pictures_in_memory_give_the_same_samples_and_are_read_once():
+    data, kept = Pictures(6), Pictures(6)
+    fresh = TrainingSamples(data, PUBLISHED, SIZE_HW, cache_bytes=0)
+    cached = TrainingSamples(kept, PUBLISHED, SIZE_HW, cache_bytes=10**6)
+    for index in range(6):
+        for strong in (True, False):
+            assert same_sample(fresh[SampleKey(index, 0, strong)], cached[SampleKey(index, 0, strong)])
+    assert all(kept.reads[index] == 1 for index in range(6))
+    assert all(data.reads[index] > 1 for index in range(6))
+
+
+def test_pictures_are_not_kept_when_they_need_more_memory_than_allowed():
+    needed = sum(3 * h * w for h, w in ((48, 96), (64, 48), (64, 96), (64, 91)))  # each fitted into 64 x 96
+    assert TrainingSamples(Pictures(4), STILL, SIZE_HW, cache_bytes=needed).images.pixels is not None
+    assert TrainingSamples(Pictures(4), STILL, SIZE_HW, cache_bytes=needed - 1).images.pixels is None
+
+
+def test_changing_a_sample_does_not_change_the_picture_in_memory():
+    samples = TrainingSamples(Pictures(4), STILL, SIZE_HW, cache_bytes=10**6)
+    key = SampleKey(2, 0, False)
+    before = samples[key][0].clone()
+    samples[key][0].zero_()
+    assert torch.equal(samples[key][0], before)
+
+
+# Order --------------------------------------------------------------------------------------------------------------
+
+
+def test_every_turn_uses_every_picture_once_and_batches_are_full():
+    order = TrainingOrder(num_images=10, batch_size=4, seed=0)
+    batches = []
+    for epoch in range(5):
+        order.epoch = epoch
+        batches += list(order)
+    assert len(order) == 3
+    assert [len(batch) for batch in batches] == [4] * 15
+    keys = [key for batch in batches for key in batch]
+    for turn in range(6):  # 5 epochs of 12 samples are 6 turns of 10 pictures
+        part = keys[10 * turn : 10 * turn + 10]
+        assert sorted(key.index for key in part) == list(range(10))
+        assert {key.epoch for key in part} == {turn}
+    assert len(set(keys)) == 60  # so no two samples are equal, though pictures come twice in an epoch
+
+
+def test_the_order_depends_on_seed_and_turn():
+    def indices(seed: int, epoch: int) -> list[int]:
+        order = TrainingOrder(num_images=20, batch_size=5, seed=seed)
+        order.epoch = epoch
+        return [key.index for batch in order for key in batch]
+
+    assert indices(0, 0) == indices(0, 0)
+    assert indices(0, 0) != indices(0, 1)
+    assert indices(0, 0) != indices(1, 0)
+    assert indices(0, 0) != sorted(indices(0, 0))
+
+
+def test_a_batch_larger_than_the_data_set_takes_pictures_again_with_other_chance():
+    order = TrainingOrder(num_images=3, batch_size=8, seed=0)
+    (batch,) = list(order)
+    assert sorted(Counter(key.index for key in batch).values()) == [2, 3, 3]
+    assert len(set(batch)) == 8
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_going_on_in_the_middle_of_an_epoch_gives_the_rest_of_it(workers):
+    loader = training_loader(Pictures(10), PUBLISHED, SIZE_HW, batch_size=3, workers=workers)
+    loader.set_epoch(2, strong=True)
+    whole = list(loader)
+    loader.set_epoch(2, strong=True, start=3)
+    assert len(loader) == len(whole) == 4
+    assert same_batches(list(loader), whole[3:])
+    loader.set_epoch(2, strong=True, start=4)
+    assert list(loader) == []
+
+
+def test_batches_that_are_left_out_are_not_loaded():
+    data = Pictures(12)
+    loader = training_loader(data, STILL, SIZE_HW, batch_size=4, cache_bytes=0)
+    loader.set_epoch(0, strong=True, start=2)
+    assert len(list(loader)) == 1
+    assert sum(data.reads.values()) == 4
+
+
+# Processes ----------------------------------------------------------------------------------------------------------
+
+
+def test_any_number_of_workers_gives_the_same_batches():
+    alone = two_epochs(Pictures(10), workers=0)
+    assert len(alone) == 6
+    assert same_batches(alone, two_epochs(Pictures(10), workers=1))
+    assert same_batches(alone, two_epochs(Pictures(10), workers=2, cache_bytes=0))
+    assert not same_batches(alone, two_epochs(Pictures(10), workers=0, seed=1))
+
+
+def test_what_a_spawned_worker_gets_is_picklable_and_shares_the_pictures_in_memory():
+    """Windows and macOS start workers by spawning: all that a worker needs is pickled, in just this way."""
+    samples = TrainingSamples(Pictures(4), PUBLISHED, SIZE_HW, cache_bytes=10**6)
+    loader = TrainingLoader(samples, batch_size=4)._loader
+    sent = ForkingPickler.dumps((loader.dataset, loader.collate_fn, loader.worker_init_fn))
+    assert samples.images.pixels.is_shared()
+    dataset, _, _ = pickle.loads(sent)
+    samples.images.pixels.zero_()  # seen on the other side: there is only one copy
+    assert dataset.dataset.images.pixels.sum() == 0
+    assert len(sent) < 100_000
+
+
+def test_an_iteration_that_was_left_half_way_does_not_leak_into_the_next():
+    loader = training_loader(Pictures(10), PUBLISHED, SIZE_HW, batch_size=2, workers=1)
+    loader.set_epoch(0, strong=True)
+    for _ in loader:
+        break
+    loader.set_epoch(1, strong=False)
+    expected = training_loader(Pictures(10), PUBLISHED, SIZE_HW, batch_size=2)
+    expected.set_epoch(1, strong=False)
+    assert same_batches(list(loader), list(expected))
+
+
+class Surroundings(Dataset):
+    """Tells how the process that loads is set up."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int):
+        ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        return torch.zeros(3, 4, 4), {"threads": torch.get_num_threads(), "ignores_ctrl_c": ignored}
+
+
+def test_workers_use_one_thread_and_leave_ctrl_c_to_the_main_process():
+    ((_, targets),) = list(evaluation_loader(Surroundings(), batch_size=1, workers=1))
+    assert targets == [{"threads": 1, "ignores_ctrl_c": True}]
+    ((_, targets),) = list(evaluation_loader(Surroundings(), batch_size=1, workers=0))
+    assert targets[0]["ignores_ctrl_c"] is False
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_broken_picture_arrives_as_the_plain_error_from_any_process(workers):
+    data = Pictures(6, broken=3)
+    loader = training_loader(data, STILL, SIZE_HW, batch_size=2, workers=workers, cache_bytes=0)
+    with pytest.raises(DataError) as caught:
+        list(loader)
+    assert str(caught.value) == "3.jpg: is broken. Copy it again."
+    with pytest.raises(DataError) as caught:
+        list(evaluation_loader(data, batch_size=2, workers=workers))
+    assert str(caught.value) == "3.jpg: is broken. Copy it again."
+
+
+def test_a_broken_picture_is_found_before_training_when_pictures_are_kept_in_memory():
+    with pytest.raises(DataError, match=r"3\.jpg"):
+        training_loader(Pictures(6, broken=3), STILL, SIZE_HW, batch_size=2)
+
+
+# Arguments and evaluation -------------------------------------------------------------------------------------------
+
+
+def test_an_empty_data_set_is_refused():
+    with pytest.raises(DataError, match="no images"):
+        training_loader(Pictures(0), STILL, SIZE_HW, batch_size=2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"size_hw": (64, 100)}, r"\(64, 100\), but height and width must be multiples of 32"),
+        ({"size_hw": (0, 64)}, "multiples of 32"),
+        ({"batch_size": 0}, "batch size is 0"),
+        ({"seed": -1}, "seed is -1"),
+        ({"workers": -1}, "workers is -1"),
+    ],
+)
+def test_impossible_arguments_are_refused(change, message):
+    arguments = {"size_hw": SIZE_HW, "batch_size": 2, "seed": 0, "workers": 0} | change
+    with pytest.raises(MinidetError, match=message):
+        training_loader(Pictures(2), STILL, **arguments)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_evaluation_gives_every_picture_as_it_is_and_in_order(workers):
+    data = Pictures(5)
+    loader = evaluation_loader(data, batch_size=2, workers=workers)
+    batches = list(loader)
+    assert len(loader) == len(batches) == 3
+    assert [len(images) for images, _ in batches] == [2, 2, 1]
+    images = [image for images, _ in batches for image in images]
+    targets = [target for _, targets in batches for target in targets]
+    assert all(torch.equal(image, expected) for image, expected in zip(images, data.pixels, strict=True))
+    assert all(map(same_target, targets, data.targets))
