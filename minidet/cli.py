@@ -1,7 +1,7 @@
 """The command line: `minidet models`, `data`, `train`, `eval`, `predict`, `import-official` and `demo`.
 
-Each command is a dataclass: its fields are the options, the comments behind them the help. Chapter 00 and the README use
-them all.
+Each command is a dataclass: its fields are the options, the comments behind them the help. Chapter 00 and the README
+use them all.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -49,7 +49,8 @@ class Models:
         print(f"{'name':<17}{'parameters':>12}{'GFLOPs':>9}{'input':>11}{'AP':>7}   paper")
         for name, card in ZOO.items():
             height, width = card.input_hw
-            print(f"{name:<17}{card.params:>12,}{card.gflops:>9g}{f'{height} x {width}':>11}{card.ap:>7}   {card.paper}")
+            size = f"{height} x {width}"
+            print(f"{name:<17}{card.params:>12,}{card.gflops:>9g}{size:>11}{card.ap:>7}   {card.paper}")
         print("\nFor 80 classes. AP: COCO val2017, in percent, of the published weights (minidet import-official).")
         return 0
 
@@ -59,7 +60,7 @@ class Shapes:
     """Draw the shapes data set: eight classes, many sizes, crowds and occlusion. Needs no network."""
 
     folder: Positional[Path] = Path("data/shapes")  # where to
-    config: Annotated[ShapesConfig, arg(name="")] = ShapesConfig()
+    config: Annotated[ShapesConfig, arg(name="")] = field(default_factory=ShapesConfig)
 
     def run(self) -> int:
         make_shapes(self.folder, self.config)
@@ -69,7 +70,10 @@ class Shapes:
 
 @dataclass(frozen=True)
 class Check:
-    """Report every fault of a data set in COCO format at once, with what to do. Exits with 1 if it can't be trained on."""
+    """Report every fault of a data set in COCO format at once, with what to do.
+
+    Exits with 1 when something must be corrected before training.
+    """
 
     folder: Positional[Path]  # holds annotations/instances_{split}.json and the pictures in {split}/
     splits: tuple[str, ...] = ()  # which; by default all there are
@@ -304,14 +308,13 @@ class Demo:
     def run(self) -> int:
         make_shapes(self.data)
         resume = (self.out / "config.json").exists()
-        command = Train(
-            self.data, out=self.out, resume=resume, epochs=self.epochs, device=self.device, **DEMO_SETTINGS
-        )
+        command = Train(self.data, out=self.out, resume=resume, epochs=self.epochs, device=self.device, **DEMO_SETTINGS)
         result = command.train()
         if result.interrupted:
             return INTERRUPTED
         best = self.out / "best.safetensors"
-        print(evaluate(load_model(best, choose_device(self.device)), load_split(self.data, "val"), progress=False).table())
+        model = load_model(best, choose_device(self.device))
+        print(evaluate(model, load_split(self.data, "val"), progress=False).table())
         print(
             f"""
 Look at {self.out / "predictions.png"}: what your detector finds in pictures it was not trained on (dashed: the truth).
@@ -404,7 +407,8 @@ def _replace(config: Any, name: str, value: Any, setting: str) -> Any:
     try:
         return dataclasses.replace(config, **{name: value})
     except TypeError as error:
-        raise RunError(f"--set {setting}: this is not a value for {name}. Now it is {getattr(config, name)!r}.") from error
+        now = getattr(config, name)
+        raise RunError(f"--set {setting}: this is not a value for {name}, which is {now!r} now.") from error
 
 
 def find_images(paths: tuple[Path, ...]) -> list[Path]:
@@ -451,4 +455,3 @@ def _positive(name: str, value: int) -> int:
     if value < 1:
         raise MinidetError(f"--{name} is {value}; it is at least 1")
     return value
-

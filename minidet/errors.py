@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class MinidetError(ValueError):
-    """Base of all errors that input, files or options can cause; the command line prints its text and exits with code 2."""
+    """Base of all errors that input, files or options can cause; the command line prints it and exits with code 2."""
 
 
 class DataError(MinidetError):

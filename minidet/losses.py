@@ -15,7 +15,7 @@ from minidet.boxes import giou, iou, xyxy_to_cxcywh
 
 
 def iou_loss(boxes: Tensor, targets: Tensor) -> Tensor:
-    """1 - IoU^2 of each box with its target, [P, 4] and [P, 4] xyxy -> [P]. Disjoint boxes cost 1 and have no gradient."""
+    """1 - IoU^2 of each box with its target, [P, 4] and [P, 4] xyxy -> [P]. Disjoint boxes cost 1, without gradient."""
     return 1 - iou(boxes.float(), targets.float()) ** 2
 
 
@@ -38,7 +38,7 @@ def raw_box_targets(gt_boxes: Tensor, cells: Tensor, strides: Tensor) -> Tensor:
         strides: [P] float.
 
     Returns:
-        [P, 4] float (tx, ty, tw, th): centre relative to the cell's corner in strides, logarithm of the size in strides.
+        [P, 4] float (tx, ty, tw, th): centre from the cell's corner in strides, logarithm of the size in strides.
     """
     gt_cxcywh = xyxy_to_cxcywh(gt_boxes) / strides[:, None]
     return torch.cat([gt_cxcywh[:, :2] - cells, torch.log(gt_cxcywh[:, 2:] + 1e-8)], dim=1)

@@ -1,7 +1,8 @@
 """SimOTA: every object looks for the slots that already predict it best, and takes as many as they deserve.
 
-Four steps for one image: candidates near the object's centre; the cost of every (object, candidate) pair; a number of slots
-for each object, from how well the candidates overlap it ("dynamic k"); the cheapest k, conflicts to the cheaper owner.
+Four steps for one image: candidates near the object's centre; the cost of every (object, candidate) pair; a number of
+slots for each object, from how well the candidates overlap it ("dynamic k"); the cheapest k, conflicts to the cheaper
+owner.
 
 Source: YOLOX, section 2.1 "SimOTA"; OTA is arXiv 2103.14259; chapter 10.
 """
@@ -56,8 +57,8 @@ class SimOTA:
             trace: keep candidates, costs, dynamic k and conflicts of every image.
 
         Returns:
-            The assignment. A slot whose prediction is not finite is no candidate. An object can end without a slot when all
-            that it wanted went to others.
+            The assignment. A slot whose prediction is not finite is no candidate. An object can end without a slot when
+            all that it wanted went to others.
         """
         batch, slots = predictions.boxes.shape[:2]
         matched_gt = predictions.boxes.new_full((batch, slots), BACKGROUND, dtype=torch.int64)
@@ -162,8 +163,8 @@ def inside_box(points: Tensor, gt_boxes: Tensor) -> Tensor:
 def class_cost(class_logits: Tensor, object_logits: Tensor, gt_labels: Tensor) -> Tensor:
     """Cross entropy between each slot's class scores and each object's one-hot class, summed over classes.
 
-    The sum over C classes is the cost of "nothing at all", the same for every object, plus a correction in the one column
-    of the object's class. So [G, K, C] numbers are never made.
+    The sum over C classes is the cost of "nothing at all", the same for every object, plus a correction in the one
+    column of the object's class. So [G, K, C] numbers are never made.
 
     Args:
         class_logits: [K, C] float.

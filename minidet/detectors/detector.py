@@ -26,7 +26,7 @@ Prediction = dict[str, Tensor]
 
 
 class Detector(nn.Module):
-    """Base of the detectors. A subclass has a `config` and implements `features_of`, `dense_of`, `losses_of` and `select`.
+    """Base of the detectors. A subclass implements `features_of`, `dense_of`, `assign_of`, `losses_of` and `select`.
 
     Attributes:
         name: the variant's name in `minidet.list_models()`.
@@ -76,8 +76,8 @@ class Detector(nn.Module):
         Args:
             images: pictures, or network input.
                 A list of [3, H, W] tensors of any size is pictures: each is letterboxed to `input_hw`; targets and
-                predictions are in the picture's own pixels. One tensor [B, 3, H, W] is network input, used as it is; H and W
-                are multiples of 32. Both RGB, uint8 from 0 to 255 or float from 0 to 1.
+                predictions are in the picture's own pixels. One tensor [B, 3, H, W] is network input, used as it is; H
+                and W are multiples of 32. Both RGB, uint8 from 0 to 255 or float from 0 to 1.
             targets: in training, for each image `boxes` [N, 4] float xyxy in pixels and `labels` [N] int64. N may be 0.
 
         Returns:
@@ -133,7 +133,7 @@ class Detector(nn.Module):
         return next(self.parameters()).device
 
     def network_input(self, images: Images) -> tuple[Tensor, list[float]]:
-        """One float tensor [B, 3, H, W] on the model's device, 0 to 255, and for each image its scale (input / picture)."""
+        """What the network sees, and each image's scale (input / picture): float [B, 3, H, W] from 0 to 255, and B."""
         if isinstance(images, Tensor):
             self._check_batch(images)
             return _to_255(images.to(self.device, non_blocking=True)), [1.0] * len(images)

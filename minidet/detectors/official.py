@@ -1,7 +1,7 @@
 """Published YOLOX checkpoints become minidet models.
 
-Only names differ, and the order of colours: the official code feeds blue-green-red, this library red-green-blue, so the first
-convolution's input channels are turned round once, here, and no other code knows.
+Only names differ, and the order of colours: the official code feeds blue-green-red, this library red-green-blue, so the
+first convolution's input channels are turned round once, here, and no other code knows.
 
 Source: the `state_dict` layout of the official code, release 0.1.0 to the present; chapter 11.
 """
@@ -59,12 +59,13 @@ SPP_NAMES = {"conv1": "reduce", "conv2": "fuse"}
 
 # The 80 classes of COCO in the order of their category ids, which is the order of the published class predictors.
 COCO_CLASSES = (
-    "person bicycle car motorcycle airplane bus train truck boat traffic_light fire_hydrant stop_sign parking_meter bench "
-    "bird cat dog horse sheep cow elephant bear zebra giraffe backpack umbrella handbag tie suitcase frisbee skis snowboard "
-    "sports_ball kite baseball_bat baseball_glove skateboard surfboard tennis_racket bottle wine_glass cup fork knife spoon "
-    "bowl banana apple sandwich orange broccoli carrot hot_dog pizza donut cake chair couch potted_plant bed dining_table "
-    "toilet tv laptop mouse remote keyboard cell_phone microwave oven toaster sink refrigerator book clock vase scissors "
-    "teddy_bear hair_drier toothbrush"
+    "person bicycle car motorcycle airplane bus train truck boat traffic_light fire_hydrant stop_sign "
+    "parking_meter bench bird cat dog horse sheep cow elephant bear zebra giraffe backpack umbrella handbag "
+    "tie suitcase frisbee skis snowboard sports_ball kite baseball_bat baseball_glove skateboard surfboard "
+    "tennis_racket bottle wine_glass cup fork knife spoon bowl banana apple sandwich orange broccoli carrot "
+    "hot_dog pizza donut cake chair couch potted_plant bed dining_table toilet tv laptop mouse remote "
+    "keyboard cell_phone microwave oven toaster sink refrigerator book clock vase scissors teddy_bear "
+    "hair_drier toothbrush"
 ).split()
 COCO_CLASSES = tuple(name.replace("_", " ") for name in COCO_CLASSES)
 
@@ -80,12 +81,12 @@ def load_official(
     Args:
         name: the variant, such as "yolox-s".
         source: a `.pth` file, or what `torch.load` gave: the checkpoint, or its `state_dict` itself.
-        legacy: the weights are of the paper's first release (0.1.0, July 2021), trained on normalised RGB. They have the
-            same names and shapes as the current ones, so a file cannot tell.
+        legacy: the weights are of the paper's first release (0.1.0, July 2021), trained on normalised RGB. They have
+            the same names and shapes as the current ones, so a file cannot tell.
         class_names: C names; for 80 classes COCO's by default, otherwise the model knows numbers only.
 
     Returns:
-        The model in evaluation mode. Pictures are RGB as everywhere here; the number of classes is read off the weights.
+        The model in evaluation mode, for RGB pictures; the number of classes is read off the weights.
 
     Raises:
         WeightsError: the file cannot be read safely, or keys do not fit; each such key is named.
@@ -138,8 +139,8 @@ def _read(path: Path) -> Any:
         raise WeightsError(f"{path}: there is no such file. Check the path.") from error
     except pickle.UnpicklingError as error:
         raise WeightsError(
-            f"{path}: holds more than tensors, numbers and text, or is damaged, so it is not opened: a pickle can run any "
-            f"program. Get it from the original place again. (torch says: {str(error).splitlines()[0]})"
+            f"{path}: holds more than tensors, numbers and text, or is damaged, so it is not opened: a pickle can run "
+            f"any program. Get it from the original place again. (torch says: {str(error).splitlines()[0]})"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
         raise WeightsError(f"{path}: is not a whole PyTorch checkpoint ({error}). Download it again.") from error

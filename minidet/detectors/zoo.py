@@ -96,5 +96,5 @@ def _check(name: str, config: YOLOXConfig) -> None:
         raise MinidetError(f"{name}: num_classes is at least 1, not {config.num_classes}")
     if config.class_names is not None and len(config.class_names) != config.num_classes:
         raise MinidetError(
-            f"{name}: {len(config.class_names)} class names for num_classes={config.num_classes}; the numbers must agree"
+            f"{name}: {len(config.class_names)} class names for num_classes={config.num_classes}; they must agree"
         )

@@ -1,4 +1,4 @@
-"""The bricks that YOLOX's networks are built from: convolution blocks, CSP layers, spatial pyramid pooling, the Focus stem.
+"""The bricks of YOLOX's networks: convolution blocks, CSP layers, spatial pyramid pooling, the Focus stem.
 
 Source: YOLOX, section 2.1 (the networks are those of YOLOv3 and YOLOv5); chapters 08 and 09.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-# Set on every batch norm of YOLOX. PyTorch's own defaults are 1e-5 and 0.1; with them imported weights give wrong numbers.
+# Set on every batch norm of YOLOX. PyTorch's own defaults are 1e-5 and 0.1; imported weights go wrong with them.
 BATCH_NORM_EPS = 1e-3
 BATCH_NORM_MOMENTUM = 0.03
 
@@ -23,7 +23,7 @@ def make_activation(name: str) -> nn.Module:
 
 
 class ConvBlock(nn.Module):
-    """Convolution without bias, batch norm, activation: [B, c_in, H, W] -> [B, c_out, ceil(H / stride), ceil(W / stride)]."""
+    """Convolution without bias, batch norm, activation: [B, c_in, H, W] -> [B, c_out, H / stride, W / stride]."""
 
     def __init__(self, c_in: int, c_out: int, kernel: int, stride: int = 1, groups: int = 1, activation: str = "silu"):
         super().__init__()
@@ -54,7 +54,7 @@ def conv3x3(c_in: int, c_out: int, stride: int = 1, depthwise: bool = False, act
 
 
 class Bottleneck(nn.Module):
-    """1 x 1, then 3 x 3; adds its input when `shortcut` is on. Inside a CSP layer the width stays the same throughout."""
+    """1 x 1, then 3 x 3; adds its input when `shortcut` is on. Inside a CSP layer the width stays the same."""
 
     def __init__(self, channels: int, shortcut: bool = True, depthwise: bool = False, activation: str = "silu"):
         super().__init__()

@@ -22,8 +22,8 @@ class CSPDarknet(nn.Module):
         width: multiplies the channels.
         depthwise: depthwise separable 3 x 3 convolutions (yolox-nano).
 
-    `forward` maps [B, 3, H, W] to a dict of all five stages, strides 2, 4, 8, 16 and 32. `channels` has the widths of the
-    last three.
+    `forward` maps [B, 3, H, W] to a dict of all five stages, strides 2, 4, 8, 16 and 32. `channels` has the widths of
+    the last three.
     """
 
     def __init__(self, depth: float, width: float, depthwise: bool = False, activation: str = "silu"):

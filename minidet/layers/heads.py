@@ -17,7 +17,8 @@ PRIOR_PROBABILITY = 0.01  # what class and objectness say before training; keeps
 class DecoupledLevel(nn.Module):
     """The head of one pyramid level; levels share no weights.
 
-    `forward` maps [B, c_in, H, W] to class logits [B, C, H, W], raw boxes [B, 4, H, W] and objectness logits [B, 1, H, W].
+    `forward` maps [B, c_in, H, W] to class logits [B, C, H, W], raw boxes [B, 4, H, W] and objectness logits
+    [B, 1, H, W].
     """
 
     def __init__(self, c_in: int, width: int, num_classes: int, depthwise: bool = False, activation: str = "silu"):
@@ -39,7 +40,7 @@ class DecoupledLevel(nn.Module):
         x = self.stem(x)
         class_logits = self.class_predictor(self.class_branch(x))
         box_features = self.box_branch(x)
-        # Objectness sits on the box branch: whether a box is any good depends on where it is (the paper's "IoU branch").
+        # Objectness sits on the box branch: how good a box is depends on where it is (the paper's "IoU branch").
         return class_logits, self.box_predictor(box_features), self.object_predictor(box_features)
 
 

@@ -11,7 +11,9 @@ from safetensors.torch import save_file
 import minidet
 from minidet.assign import SimOTA
 from minidet.detectors.official import translate_names
+from minidet.detectors.weights import load_state, transfer_weights
 from minidet.errors import WeightsError
+from minidet.files import read_json
 
 
 @pytest.fixture(scope="module")
@@ -109,9 +111,21 @@ def test_classes_that_do_not_match_are_recognised(nano, tmp_path):
     other = minidet.create_model("yolox-nano", num_classes=5)
     state = {**nano.state_dict()}
     with pytest.raises(WeightsError, match="num_classes that does not match"):
-        from minidet.detectors.weights import load_state
-
         load_state(other, state, "these weights")
+
+
+def test_fine_tuning_takes_all_but_the_class_predictors(nano):
+    other = minidet.create_model("yolox-nano", num_classes=5)
+    fresh = {key: value.clone() for key, value in other.state_dict().items()}
+    left_out = transfer_weights(nano, other, "nano")
+    assert len(left_out) == 6  # weight and bias on three levels
+    for key, value in other.state_dict().items():
+        assert torch.equal(value, fresh[key] if key in left_out else nano.state_dict()[key]), key
+
+
+def test_weights_of_another_variant_are_not_transferred(nano):
+    with pytest.raises(WeightsError, match=r"shape .* in the file, .* in the model"):
+        transfer_weights(nano, minidet.create_model("yolox-tiny", num_classes=2), "nano")
 
 
 def test_a_pickle_bomb_is_refused_and_never_run(tmp_path):
@@ -156,8 +170,6 @@ def test_files_that_are_not_ours_are_named(nano, tmp_path):
 
 @pytest.mark.parametrize("name", ["nano", "tiny", "s", "m", "l", "x", "darknet53"])
 def test_every_official_name_has_a_place_here(yolox_reference, name):
-    from minidet.files import read_json
-
     layout = read_json(yolox_reference / "layouts.json")[name]
     own = minidet.create_model(f"yolox-{name}").state_dict()
     names = translate_names(key for key, _, _ in layout)
