@@ -15,6 +15,7 @@ import matplotlib.style
 import numpy as np
 from matplotlib import patheffects
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from matplotlib.patches import Polygon, Rectangle
 from PIL import Image
 from torch import Tensor
@@ -106,10 +107,11 @@ def _compose(tiles: list[Tile], columns: int, margin: int, title: str | None) ->
     rows = [range(start, min(start + columns, len(tiles))) for start in range(0, len(tiles), columns)]
     inset = max(margin, 4)  # of all text from the edge
     column_width = max(tile.width for tile in tiles)
-    if columns == 1:
-        column_width = max(column_width, 200)  # a narrow picture, too, has room for its title and legend
+    entries = _legend_entries(tiles, labels)
+    if columns == 1 and (entries or any(tile.title for tile in tiles)):
+        column_width = max(column_width, 200)  # room for the words even where the picture is narrow
     width = column_width * columns + GAP * (columns - 1) + 2 * margin
-    legend = _legend_rows(tiles, labels, width - 2 * inset)
+    legend = _legend_rows(entries, width - 2 * inset)
 
     corners, y = [], margin + (30 if title else 0)  # upper left corners of the tiles on the canvas
     for row in rows:
@@ -155,7 +157,7 @@ def _draw_tile(axes: Axes, tile: Tile, labels: list[Label | None]) -> None:
         fill = PALETTE[0] if label is None else colour(label)
         if words is not None:
             corner, sides = (words.x / sx, words.y / sy), (words.width / sx, words.height / sy)
-            axes.add_patch(Rectangle(corner, *sides, facecolor=fill, linewidth=0, zorder=4))
+            axes.add_artist(Rectangle(corner, *sides, facecolor=fill, linewidth=0, zorder=4))
             write(axes, (words.x + 3) / sx, (words.y + words.size) / sy, words.text, words.size, text_colour(fill))
         elif label is not None:
             x, y = np.clip(box[:2], [4 / sx, 4 / sy], [width - 4 / sx, height - 4 / sy])
@@ -164,7 +166,7 @@ def _draw_tile(axes: Axes, tile: Tile, labels: list[Label | None]) -> None:
 
 def _draw_box(axes: Axes, box: np.ndarray, line: str, line_width: int, dashed: bool = False) -> None:
     style = _line_style(line, line_width, dashed)
-    axes.add_patch(Rectangle(box[:2], *(box[2:] - box[:2]), fill=False, joinstyle="miter", **style))
+    axes.add_artist(Rectangle(box[:2], *(box[2:] - box[:2]), fill=False, joinstyle="miter", **style))
 
 
 def _line_style(line: str, line_width: int, dashed: bool) -> dict[str, Any]:
@@ -183,7 +185,7 @@ def _line_style(line: str, line_width: int, dashed: bool) -> dict[str, Any]:
 
 def _draw_mark(axes: Axes, x: float, y: float, label: int) -> None:
     style = {"color": colour(label), "markeredgecolor": "black", "markeredgewidth": 0.8}
-    axes.plot([x], [y], marker=mark(label), markersize=7, zorder=3.5, **style)
+    axes.add_artist(Line2D([x], [y], marker=mark(label), markersize=7, zorder=3.5, **style))
 
 
 def _resized(tile: Tile) -> np.ndarray:
@@ -198,23 +200,27 @@ def _resized(tile: Tile) -> np.ndarray:
 @dataclass(frozen=True)
 class _LegendEntry:
     text: str
-    x: float  # within its row
+    x: float = 0  # within its row
     label: int | None = None  # of the class whose mark this is; None for a kind of line
     dashed: bool = False
 
 
-def _legend_rows(tiles: list[Tile], labels: list[list[Label | None]], room: float) -> list[list[_LegendEntry]]:
+def _legend_entries(tiles: list[Tile], labels: list[list[Label | None]]) -> list[_LegendEntry]:
     """What the words in the pictures leave open: the classes that a mark stands for, and what dashed and solid mean."""
     marked: dict[int, str] = {}
     for tile, places in zip(tiles, labels, strict=True):
         for label, words in zip(tile.labels, places, strict=True):
             if words is None and label is not None:
                 marked[label] = tile.names[label]
-    entries = [_LegendEntry(name, 0, label) for label, name in sorted(marked.items())]
+    entries = [_LegendEntry(name, label=label) for label, name in sorted(marked.items())]
     if any(len(tile.gt_boxes) for tile in tiles):
-        entries.append(_LegendEntry("dashed: ground truth", 0, dashed=True))
+        entries.append(_LegendEntry("dashed: ground truth", dashed=True))
         if any(len(tile.boxes) for tile in tiles):
-            entries.append(_LegendEntry("solid: detection", 0))
+            entries.append(_LegendEntry("solid: detection"))
+    return entries
+
+
+def _legend_rows(entries: list[_LegendEntry], room: float) -> list[list[_LegendEntry]]:
     rows: list[list[_LegendEntry]] = []
     x = math.inf
     for entry in entries:
@@ -236,8 +242,8 @@ def _draw_legend(canvas: Axes, rows: list[list[_LegendEntry]], left: float, top:
             if entry.label is not None:
                 _draw_mark(canvas, x + SWATCH / 2 - 2, middle, entry.label)
             else:
-                canvas.add_patch(Rectangle((x, middle - 6), SWATCH - 6, 12, facecolor=PALE, linewidth=0))
+                canvas.add_artist(Rectangle((x, middle - 6), SWATCH - 6, 12, facecolor=PALE, linewidth=0))
                 style = _line_style(GT_COLOUR, 1, True) if entry.dashed else _line_style(PALETTE[0], 2, False)
                 line = [(x + 1, middle), (x + SWATCH - 7, middle)]
-                canvas.add_patch(Polygon(line, closed=False, fill=False, **style))
+                canvas.add_artist(Polygon(line, closed=False, fill=False, **style))
             write(canvas, x + SWATCH, middle + 4, entry.text, 11, INK)

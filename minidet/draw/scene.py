@@ -64,8 +64,8 @@ def read_scene(scene: Scene, class_names: Sequence[str] | None, where: str) -> T
     for label, score in zip(labels, scores, strict=True):
         texts = (_label_text(label, score, class_names), _label_text(label, None, class_names))
         wordings.append(tuple(dict.fromkeys(text for text in texts if text)))
-    known = None not in labels
-    alt = describe_detections(labels, scores, class_names) if known else _count(len(boxes), "box", "boxes")
+    unlabelled = len(boxes) > 0 and None in labels
+    alt = _count(len(boxes), "box", "boxes") if unlabelled else _describe(labels, scores, class_names)
     if scene.target.get("boxes") is not None:
         alt += f"; ground truth: {_count(len(gt_boxes), 'object')}"
     return Tile(
@@ -91,7 +91,11 @@ def describe_detections(
         class_names: the name of each label; a label without one is called "class 7".
         limit: objects that are listed; the others are counted.
     """
-    labels, scores = _read_labels(labels, scores, None, "describe_detections")
+    labels = () if labels is None else labels
+    return _describe(*_read_labels(labels, scores, len(labels), "describe_detections"), class_names, limit)
+
+
+def _describe(labels: list[int], scores: list[float | None], class_names: Sequence[str] | None, limit: int = 8) -> str:
     words = [_label_text(label, score, class_names) for label, score in zip(labels, scores, strict=True)]
     if not words:
         return "no objects"
@@ -103,22 +107,21 @@ def _read_image(image: Any, where: str) -> np.ndarray:
     """[H, W, 3] uint8. Where both ends of the shape are 3, tensors have the channels first and arrays last."""
     channels_first = isinstance(image, Tensor)
     pixels = image.detach().cpu().numpy() if channels_first else np.asarray(image)
-    if pixels.ndim == 3 and pixels.shape[0] == 3 and (channels_first or pixels.shape[2] != 3):
+    shape = pixels.shape
+    if pixels.ndim == 3 and shape[0] == 3 and (channels_first or shape[2] != 3):
         pixels = pixels.transpose(1, 2, 0)
-    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or 0 in pixels.shape:
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or 0 in shape:
         raise DataError(
-            f"{where}: a picture is uint8 [3, H, W] or [H, W, 3]; this is {pixels.dtype} {list(pixels.shape)}. "
+            f"{where}: a picture is uint8 [3, H, W] or [H, W, 3]; this is {pixels.dtype} {list(shape)}. "
             "Pictures from 0 to 1 become uint8 by (image * 255).round().to(torch.uint8)."
         )
     return np.ascontiguousarray(pixels)
 
 
-def _read_labels(labels: Any, scores: Any, count: int | None, where: str) -> tuple[list, list]:
+def _read_labels(labels: Any, scores: Any, count: int, where: str) -> tuple[list, list]:
     """Labels and scores as lists of one entry a box, None where there are none."""
     given = {"labels": labels, "scores": scores}
     lists = {name: _array(each, name, where).ravel() for name, each in given.items() if each is not None}
-    if count is None:
-        count = len(next(iter(lists.values()), ()))
     for name, values in lists.items():
         if len(values) != count:
             raise DataError(f"{where}: {count} boxes, but {len(values)} {name}; there must be one for each box.")
