@@ -291,12 +291,14 @@ class Oracle(nn.Module):
         self.layer = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
         self.class_names, self.num_classes = class_names, num_classes
         self.batches: list[int] = []
+        self.kept: torch.Tensor | None = None  # as a detector keeps its grid
 
     def forward(self, images: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
         assert not any(module.training for module in self.modules())
-        assert torch.is_inference_mode_enabled()
+        assert not torch.is_grad_enabled()
         assert all(image.dtype == torch.uint8 for image in images)
         self.batches.append(len(images))
+        self.kept = torch.ones(3)
         return [
             {
                 "boxes": torch.tensor([[2.0, 3.0, 12.0, 23.0], [0.0, 0.0, 1 / 3, 2 / 3]]),
@@ -331,6 +333,13 @@ def test_every_module_has_its_own_mode_back_even_after_a_failure(tmp_path: Path)
     with pytest.raises(ZeroDivisionError):
         predict_dataset(model, data, progress=False)
     assert [module.training for module in model.modules()] == before
+
+
+def test_what_a_model_keeps_from_predicting_serves_in_training(tmp_path: Path):
+    model = Oracle()
+    predict_dataset(model, Pictures(tmp_path), progress=False)
+    (model.layer[1].weight * model.kept).sum().backward()
+    assert model.layer[1].weight.grad.tolist() == [1, 1, 1]
 
 
 def test_a_model_that_finds_everything_scores_1_on_the_pictures_of_the_data_set(tmp_path: Path):
