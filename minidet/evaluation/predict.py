@@ -52,7 +52,7 @@ def predict_dataset(
     rows: list[dict[str, Any]] = []
     with (
         evaluation_mode(model),
-        torch.no_grad(),  # not inference_mode: what a model keeps from here, a grid perhaps, must still serve in training
+        torch.no_grad(),  # not inference_mode: a grid that a model keeps from here must still serve in training
         tqdm(total=len(dataset), desc="evaluating", unit="image", disable=not progress, leave=False) as bar,
     ):
         for start in range(0, len(dataset), batch_size):
