@@ -113,11 +113,13 @@ def test_evaluation_prints_a_table_and_writes_what_is_asked(run, shapes, tmp_pat
     [
         (
             "instances_val2014_100.json",
-            "0.504581 0.696973 0.572982 0.585626 0.519400 0.501398 0.386813 0.593680 0.595353 0.639811 0.566421 0.564291",
+            "0.504581 0.696973 0.572982 0.585626 0.519400 0.501398 "
+            "0.386813 0.593680 0.595353 0.639811 0.566421 0.564291",
         ),
         (
             "instances_val2014_100_nocrowd_boxarea.json",
-            "0.503647 0.696973 0.571667 0.593252 0.557991 0.489363 0.386813 0.593680 0.595353 0.654764 0.603130 0.553744",
+            "0.503647 0.696973 0.571667 0.593252 0.557991 0.489363 "
+            "0.386813 0.593680 0.595353 0.654764 0.603130 0.553744",
         ),
     ],
 )
@@ -225,6 +227,6 @@ def test_only_images_are_taken_from_a_folder(tmp_path):
     for name in ("b.JPG", "a.png", "c.txt"):
         (tmp_path / name).write_bytes(b"")
     assert [file.name for file in find_images((tmp_path,))] == ["a.png", "b.JPG"]
+    (tmp_path / "empty").mkdir()
     with pytest.raises(MinidetError, match="no images in this folder"):
-        (tmp_path / "empty").mkdir()
         find_images((tmp_path / "empty",))
