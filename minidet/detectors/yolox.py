@@ -127,6 +127,7 @@ class YOLOX(Detector):
 
 
 @lru_cache(maxsize=64)  # multi-scale training meets a dozen sizes
+@torch.inference_mode(False)  # a grid that inference made must serve training too
 def cached_grid(level_shapes: tuple[tuple[int, int], ...], device: torch.device) -> Grid:
     return make_grid(level_shapes, STRIDES, device)
 

@@ -124,6 +124,14 @@ def test_losses_are_those_of_the_assignment_kept_on_the_model():
     assert 1 <= model.last_assignment.num_positives <= 27
 
 
+def test_training_works_after_inference_at_the_same_size():
+    model = tiny()
+    with torch.inference_mode():
+        model.eval()(torch.rand(1, 3, 64, 160))
+    model.use_l1 = True
+    sum(model.train()(torch.rand(1, 3, 64, 160), [target()]).values()).backward()
+
+
 def test_the_box_loss_can_be_giou():
     torch.manual_seed(0)
     a = tiny()
