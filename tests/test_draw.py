@@ -233,6 +233,12 @@ def test_a_gallery_of_any_count_and_mixed_shapes_has_no_overlapping_pictures(cou
     assert_all_text_is_inside(figure)
 
 
+@pytest.mark.parametrize(("count", "columns"), [(1, 1), (2, 2), (3, 3), (4, 2), (5, 3), (6, 3), (8, 4), (9, 3)])
+def test_a_gallery_chooses_columns_that_leave_few_gaps(count: int, columns: int):
+    figure = draw_gallery([Scene(picture(8, 8))] * count)
+    assert len({round(axes.get_position().x0, 6) for axes in figure.axes[:count]}) == columns
+
+
 def rows(count: int) -> list[dict]:
     return [
         {

@@ -81,7 +81,7 @@ def draw_gallery(
 
     Args:
         items: the pictures with predictions, ground truth and titles.
-        columns: tiles in a row; None makes the gallery about square, with at most four.
+        columns: tiles in a row; None takes the three or four that leave fewer gaps in the last row.
         class_names: the name of each label.
         title: a line above all.
         tile_width: width of a tile in pixels; every picture is scaled to it.
@@ -96,9 +96,10 @@ def draw_gallery(
         raise DataError("draw_gallery: there is no picture to draw; hand over at least one Scene.")
     for tile in tiles:
         tile.scale(tile_width / max(tile.image.shape[1], tile.image.shape[0] * 3 / 4))
+    count = len(tiles)
     if columns is None:
-        columns = min(4, math.ceil(math.sqrt(len(tiles))))
-    return _compose(tiles, max(1, min(columns, len(tiles))), margin=10, title=title)
+        columns = {1: 1, 2: 2, 3: 3, 4: 2}.get(count) or min((4, 3), key=lambda each: -count % each)
+    return _compose(tiles, max(1, min(columns, count)), margin=10, title=title)
 
 
 def _compose(tiles: list[Tile], columns: int, margin: int, title: str | None) -> Drawing:
@@ -170,9 +171,9 @@ def _draw_box(axes: Axes, box: np.ndarray, line: str, line_width: int, dashed: b
 
 
 def _line_style(line: str, line_width: int, dashed: bool) -> dict[str, Any]:
-    """A thin line with a dark rim on both sides, to be seen on light and on dark; ground truth lies below."""
+    """A thin line between dark rims, or light ones if it is dark itself: to be seen on any ground. Dashed lies below."""
     whole = {"dash_offset": 0, "dash_list": None}
-    rim = patheffects.Stroke(linewidth=line_width + 2, foreground="black", alpha=0.5, dashes=whole)
+    rim = patheffects.Stroke(linewidth=line_width + 2, foreground=text_colour(line), alpha=0.5, dashes=whole)
     return {
         "edgecolor": line,
         "linewidth": line_width,
