@@ -171,7 +171,7 @@ def _draw_box(axes: Axes, box: np.ndarray, line: str, line_width: int, dashed: b
 
 
 def _line_style(line: str, line_width: int, dashed: bool) -> dict[str, Any]:
-    """A thin line between dark rims, or light ones if it is dark itself: to be seen on any ground. Dashed lies below."""
+    """A thin line between dark rims, or light ones if it is dark: to be seen on any ground. Dashed lies below."""
     whole = {"dash_offset": 0, "dash_list": None}
     rim = patheffects.Stroke(linewidth=line_width + 2, foreground=text_colour(line), alpha=0.5, dashes=whole)
     return {
