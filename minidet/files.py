@@ -13,6 +13,11 @@ from typing import Any, BinaryIO
 from minidet.errors import DataError, MinidetError
 
 
+# Asking for it means setting it, for the whole process: once, before there are threads.
+UMASK = os.umask(0)
+os.umask(UMASK)
+
+
 @contextlib.contextmanager
 def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     """Open a file for writing that replaces `path` only when everything was written.
@@ -35,7 +40,7 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes the file private; a result is an ordinary file
+        os.chmod(temporary, 0o666 & ~UMASK)  # mkstemp makes the file private; a result is an ordinary file
         os.replace(temporary, path)
         temporary = None
     except OSError as error:
@@ -47,12 +52,6 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def write_json(path: str | Path, value: Any, indent: int | None = None) -> None:
