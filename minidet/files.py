@@ -12,7 +12,6 @@ from typing import Any, BinaryIO
 
 from minidet.errors import DataError, MinidetError
 
-
 # Asking for it means setting it, for the whole process: once, before there are threads.
 UMASK = os.umask(0)
 os.umask(UMASK)

@@ -15,9 +15,8 @@ from minidet.files import UMASK, atomic_write, read_json, write_json
 def test_a_failure_in_the_middle_leaves_the_old_file_and_no_rubbish(tmp_path):
     path = tmp_path / "a.json"
     write_json(path, {"old": 1})
-    with pytest.raises(RuntimeError), atomic_write(path) as file:
-        file.write(b"half of")
-        raise RuntimeError
+    with pytest.raises(TypeError), atomic_write(path) as file:
+        file.writelines([b"half of", "this is no bytes"])
     assert read_json(path) == {"old": 1}
     assert list(tmp_path.iterdir()) == [path]
 
