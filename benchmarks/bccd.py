@@ -33,10 +33,8 @@ class Options:
 
 
 def main(options: Options) -> None:
-    record = {
-        "command": " ".join(["minidet train", str(options.data), *COMMAND, f"--epochs {options.epochs}"]),
-        "runs": [],
-    }
+    command = ["train", str(options.data), *COMMAND, "--epochs", str(options.epochs)]
+    record = {"command": " ".join(["minidet", *command]), "runs": []}
     for seed in options.seeds:
         with tempfile.TemporaryDirectory() as folder:
             run = Path(folder) / "run"
