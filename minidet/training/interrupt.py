@@ -26,7 +26,8 @@ class Interrupt:
         if self.requested or self.at_once:
             raise KeyboardInterrupt
         self.requested = True
-        self._log("Stopping after this step, then saving. Press Ctrl-C again to stop at once, without saving.")
+        with contextlib.suppress(RuntimeError):  # Ctrl-C came in the midst of another line
+            self._log("Stopping after this step, then saving. Press Ctrl-C again to stop at once, without saving.")
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ Source: YOLOX, section 2.1; chapter 11.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -123,6 +124,11 @@ def train(
     saved = folder.newest_state(log) if resume else None
     if saved is not None:
         state.load_state_dict(saved)
+    steps_per_epoch = math.ceil(len(train_data) / recipe.batch_size)
+    epochs_done = state.epoch + (state.step == steps_per_epoch)
+    if epochs_done == recipe.epochs and any(row["epoch"] == recipe.epochs for row in folder.metrics):
+        log(f"{folder.path}: this run is finished ({recipe.epochs} epochs); nothing is left to do.")
+        return TrainingResult(folder.path, folder.metrics, None, interrupted=False)
     loader = training_loader(
         train_data,
         recipe.augmentation,
@@ -135,10 +141,11 @@ def train(
     )
     if not len(loader.samples.with_objects):
         raise RunError(f"{train_data.annotations_path}: no image has a box, so there is nothing to learn.")
-    folder.begin(epochs_done=state.epoch + (state.step == len(loader)))
-    if folder.metrics and folder.metrics[-1]["epoch"] == recipe.epochs:
-        log(f"{folder.path}: this run is finished ({recipe.epochs} epochs); nothing is left to do.")
-        return TrainingResult(folder.path, folder.metrics, None, interrupted=False)
+    folder.begin(epochs_done)
+    log(
+        f"Training {model.name} on {device} ({precision}): {recipe.epochs} epochs of {len(loader)} steps, "
+        f"{recipe.batch_size} images each. Everything goes to {folder.path}."
+    )
     run = Run(state, recipe, loader, val_data, folder, seed, device, precision, log)
 
     interrupted = False
