@@ -86,7 +86,7 @@ def voc_to_coco(
     The picture of an XML file is the one in `JPEGImages/` with the same stem; what <filename> says only decides between
     two. Boxes of zero width or height cannot be learnt: they are dropped, each with a line to `log`. Objects marked
     difficult are kept as ordinary ones with "difficult": 1 beside the box (VOC's own scoring leaves them out, COCO's
-    has no such notion).
+    has no such notion). The size is the written one; a picture is opened only where none is written.
 
     Args:
         folder: holds `Annotations/*.xml`, `ImageSets/Main/{split}.txt` (a stem a line) and `JPEGImages/`.

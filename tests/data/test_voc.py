@@ -147,6 +147,12 @@ def test_a_missing_size_is_read_from_the_picture(voc, size):
     assert coco["train"]["images"] == [{"id": 1, "file_name": "a.jpg", "height": 48, "width": 64}]
 
 
+def test_a_size_that_is_written_is_taken_and_no_picture_is_opened(voc):
+    folder = voc({"a": xml(size=SIZE.replace("64", "65"))})
+    (folder / "JPEGImages" / "a.jpg").write_bytes(b"no picture")
+    assert voc_to_coco(folder)["train"]["images"] == [{"id": 1, "file_name": "a.jpg", "height": 48, "width": 65}]
+
+
 def test_a_rotated_picture_without_size_has_the_size_of_the_upright_one(voc):
     folder = voc({"a": xml(size="")})
     exif = Image.Exif()
