@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import minidet
 from minidet.data.augment import Augmentation
 from minidet.data.coco import CocoDataset
 from minidet.training.checkpoint import load_checkpoint
+from minidet.training.loop import TrainingResult, train
 from minidet.training.recipe import Recipe
 
 SMALL = Recipe(
@@ -55,6 +57,37 @@ def tiny_model() -> minidet.detectors.Detector:
     """A YOLOX of 127 thousand weights, the same ones every time."""
     torch.manual_seed(1)
     return minidet.create_model("yolox-tiny", num_classes=2, input_hw=(64, 64), width=0.0625, depth=0.1)
+
+
+def run(folder: Path, data, recipe=SMALL, model=None, val_data="same", **options) -> TrainingResult:
+    """Train the tiny model on the CPU, silently."""
+    model = model or tiny_model()
+    torch.manual_seed(5)
+    random.seed(5)
+    options = {
+        "device": "cpu",
+        "workers": 0,
+        "tensorboard": False,
+        "progress": False,
+        "log": lambda text: None,
+    } | options
+    val_data = data if val_data == "same" else val_data
+    return train(model, recipe, data, val_data, folder, **options)
+
+
+def at_forward(model, number: int, action):
+    """Do something in the midst of the n-th training step of a model."""
+    calls = []
+
+    def hook(module, inputs, output):
+        if module.training:
+            calls.append(1)
+            if len(calls) == number:
+                return action(output)
+        return None
+
+    model.register_forward_hook(hook)
+    return model
 
 
 def state_of(path: Path) -> dict:
