@@ -150,7 +150,7 @@ class TrainingSamples(Dataset):
         if strong and rng.random() < a.mosaic_prob:
             others = [self.resized(int(other)) for other in rng.integers(len(self), size=3)]
             sample = random_mosaic([sample, *others], size_hw, a, rng)
-            if len(sample[1]) > 0 and len(self.with_objects) > 0 and rng.random() < a.mixup_prob:
+            if len(sample[1]) > 0 and rng.random() < a.mixup_prob:  # so there are partners, too
                 partner = self.resized(int(rng.choice(self.with_objects)))
                 sample = random_mixup(sample, partner, a, rng)
         elif strong and rng.random() < a.affine_prob:

@@ -395,6 +395,14 @@ def test_mixup_is_the_mean_of_both_and_keeps_all_objects():
     assert labels.tolist() == [1, 2]
 
 
+def test_mixup_mirrors_the_pixels_and_boxes_of_the_partner_only():
+    a, b = noise(32, 48, 1), noise(32, 48, 2)
+    box = torch.tensor([[10.0, 5, 30, 20]])
+    image, boxes, _ = mixup((a, box, torch.tensor([1])), (b, box, torch.tensor([2])), scale=1, flip=True)
+    assert torch.equal(image.int(), (a.int() + b.flip(-1).int()) // 2)
+    assert boxes.tolist() == [[10, 5, 30, 20], [18, 5, 38, 20]]
+
+
 def test_mixup_pads_a_smaller_partner_with_black():
     a, b = noise(32, 48, 1), torch.full((3, 32, 48), 200, dtype=torch.uint8)
     image, boxes, _ = mixup(
