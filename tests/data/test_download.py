@@ -188,6 +188,23 @@ def test_a_file_that_changed_meanwhile_starts_again(get, web, tmp_path):
     assert (tmp_path / "file.zip").read_bytes() == OTHER
 
 
+def test_a_kill_between_the_new_versions_note_and_its_first_byte_glues_nothing(get, web, tmp_path, monkeypatch):
+    web.cuts = [250_000]
+    with pytest.raises(FetchError):
+        get(retries=0)
+    web.body, web.etag = OTHER, '"second"'
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module._Transfer, "_check_room", killed)  # the step after the note is written
+        with pytest.raises(KeyboardInterrupt):
+            get()
+    get()
+    assert (tmp_path / "file.zip").read_bytes() == OTHER
+
+
 def test_a_server_that_continues_another_file_is_not_believed(get, web, tmp_path):
     web.cuts = [250_000]
     with pytest.raises(FetchError):

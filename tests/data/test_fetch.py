@@ -284,6 +284,7 @@ def test_a_fetch_that_broke_off_between_two_archives_loads_only_the_rest(tiny, t
     with pytest.raises(FetchError, match="val2017.zip: there is no such file"):
         get("coco2017-val", tmp_path / "out")
     assert not (tmp_path / "out" / "fetched.json").exists()
+    assert not list((tmp_path / "out" / ".fetch").glob("*.zip"))  # what is unpacked takes no room twice
     (tiny.folder / "away").rename(tiny.folder / "val2017.zip")
     get("coco2017-val", tmp_path / "out")
     assert tiny.asked == ["annotations_trainval2017.zip", "val2017.zip", "val2017.zip"]
@@ -376,6 +377,16 @@ def test_a_damaged_download_without_published_checksum_is_loaded_again(tiny, tmp
     good = (tiny.folder / BCCD_ZIP).read_bytes()
     (tiny.folder / BCCD_ZIP).write_bytes(good[:-100])
     with pytest.raises(FetchError, match="is damaged"):
+        get("bccd", tmp_path / "out")
+    (tiny.folder / BCCD_ZIP).write_bytes(good)
+    get("bccd", tmp_path / "out")
+    assert (tmp_path / "out" / "fetched.json").exists()
+
+
+def test_a_download_with_other_contents_is_not_built_upon(tiny, tmp_path):
+    good = (tiny.folder / BCCD_ZIP).read_bytes()
+    (tiny.folder / BCCD_ZIP).write_bytes(zipped(BCCD | {"BCCD/ImageSets/Main/train.txt": b"B0\n"}))
+    with pytest.raises(DataError, match="train has 1 pictures"):
         get("bccd", tmp_path / "out")
     (tiny.folder / BCCD_ZIP).write_bytes(good)
     get("bccd", tmp_path / "out")
