@@ -182,7 +182,7 @@ def test_labels_without_a_name_are_called_by_their_number():
 
 
 @pytest.mark.parametrize(
-    "name", ["Blutkörperchen", "clé à molette", "细胞", "$x^2", "a_b \\ %", "two\nlines", "🐙", ""]
+    "name", ["Blutkörperchen", "clé à molette", "细胞", r"$\oops{$", "a_b \\ %", "two\nlines", "🐙", ""]
 )
 def test_names_in_any_script_and_with_any_sign_are_drawn_as_they_are(name: str):
     with warnings.catch_warnings():
