@@ -1,4 +1,4 @@
-"""A detection data set drawn from a seed: cut-out shapes on textured paper, from 10 pixels to nearly the whole picture.
+"""A detection data set drawn from a seed: cut-out shapes on textured paper, from 20 pixels to nearly the whole picture.
 
 Scale variation and ambiguity are what YOLOF and YOLOX are about, so the pictures have both: sizes drawn evenly on a
 logarithmic scale, crowds, occlusion, objects cut by the border (chapter 00). Every object is a signed distance field -
@@ -36,12 +36,12 @@ class ShapesConfig:
     train: int = 600  # pictures to train on
     val: int = 150  # pictures to choose by
     test: int = 150  # pictures to report on
-    image_hw: tuple[int, int] = (256, 320)  # height and width of every picture, in pixels
+    image_hw: tuple[int, int] = (192, 256)  # height and width of every picture, in pixels
     seed: int = 0  # another seed, another world
-    min_side: float = 10.0  # longer side of the smallest object, in pixels; below 8 nobody can tell the classes apart
+    min_side: float = 20.0  # longer side of the smallest object, in pixels; below 8 nobody can tell the classes apart
     max_side: float = 0.95  # longer side of the largest object, as a share of the picture's shorter side
-    objects: tuple[int, int] = (2, 12)  # fewest and most objects in a picture, a crowd not counted
-    crowd_share: float = 0.2  # share of pictures with a crowd: 6 to 16 more objects, small and close together
+    objects: tuple[int, int] = (2, 9)  # fewest and most objects in a picture, a crowd not counted
+    crowd_share: float = 0.15  # share of pictures with a crowd: 6 to 16 more objects, small and close together
     empty_share: float = 0.01  # share of pictures without any object
     min_visible: float = 0.3  # an object of which less than this share can be seen is not drawn at all
 
@@ -344,7 +344,7 @@ def _new_item(rng: np.random.Generator, side: float, label: int | None = None) -
     """An object of some class, form and angle whose hull is `side` pixels long."""
     label = int(rng.integers(len(CLASS_NAMES))) if label is None else label
     form = float(rng.random())
-    angle = float(rng.normal(0, 0.35) if rng.random() < 0.7 else rng.uniform(-math.pi, math.pi))
+    angle = float(rng.normal(0, 0.3))  # radians: mostly upright, as most things are
     inside = _outline(label, form, *_turn(_PROBE, _PROBE[:, None], angle)) <= float(_PROBE[1] - _PROBE[0]) / 2
     x1, y1, x2, y2 = _PROBE[_hull(inside) - np.array([0, 0, 1, 1])].tolist()
     scale = side / max(x2 - x1, y2 - y1)
