@@ -286,7 +286,8 @@ def test_the_same_input_gives_the_same_bytes_whatever_the_users_style(tmp_path: 
         return [figure_png(figure) for figure in figures]
 
     before = draw()
-    with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "black", "lines.linewidth": 9, "savefig.dpi": 300}):
+    loud = {"font.size": 30, "axes.facecolor": "black", "lines.linewidth": 9, "savefig.dpi": 300, "path.snap": False}
+    with matplotlib.rc_context(loud | {"path.sketch": (3, 50, 4), "text.antialiased": False}):
         assert draw() == before
     for png in before:
         assert png.startswith(b"\x89PNG")

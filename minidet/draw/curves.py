@@ -7,14 +7,14 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib.style
 from matplotlib.axes import Axes
 
-from minidet.draw.figure import INK, PALE, Drawing, new_figure, overlay, shorten, write
+from minidet.draw.figure import INK, PALE, Drawing, new_figure, overlay, plain_style, shorten, write
 
 CURVES = (("#0072B2", "-"), ("#D55E00", (0, (6, 2))), ("#009E73", (0, (6, 2, 1.5, 2))), ("#882255", (0, (1.5, 1.5))))
 
 
+@plain_style
 def draw_curves(metrics: Sequence[dict[str, Any]], title: str | None = None) -> Drawing:
     """Losses, average precision and learning rate over the course of training.
 
@@ -41,18 +41,15 @@ def draw_curves(metrics: Sequence[dict[str, Any]], title: str | None = None) -> 
 
     head = 30 if title else 0
     width, height = 990, 290 + head
-    with matplotlib.style.context("default"):
-        figure = new_figure(width, height)
-        panels = (("losses", losses), ("average precision", precision), ("learning rate", rate))
-        for index, (name, curves) in enumerate(panels):
-            box = [52 + 330 * index, 44, 262, 212]  # left, bottom, width, height
-            axes = figure.add_axes([box[0] / width, box[1] / height, box[2] / width, box[3] / height])
-            _panel(axes, name, unit, x, curves)
-        figure.axes[1].set_ylim(0, 1)
-        if title:
-            write(
-                overlay(figure, width, height), 52, 24, shorten(title, width - 104, 15, bold=True), 15, INK, bold=True
-            )
+    figure = new_figure(width, height)
+    panels = (("losses", losses), ("average precision", precision), ("learning rate", rate))
+    for index, (name, curves) in enumerate(panels):
+        box = [52 + 330 * index, 44, 262, 212]  # left, bottom, width, height
+        axes = figure.add_axes([box[0] / width, box[1] / height, box[2] / width, box[3] / height])
+        _panel(axes, name, unit, x, curves)
+    figure.axes[1].set_ylim(0, 1)
+    if title:
+        write(overlay(figure, width, height), 52, 24, shorten(title, width - 104, 15, bold=True), 15, INK, bold=True)
     last = f", {unit}s {x[0]} to {x[-1]}" if x else ", no rows yet"
     figure.alt = f"Training curves{last}: {', '.join([*losses, *precision])}, learning rate."
     return figure

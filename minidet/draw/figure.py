@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import os
 import warnings
 from typing import Any
 
+import matplotlib.style
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
@@ -29,6 +31,11 @@ FALLBACK_FONTS = (  # for scripts that matplotlib's own font lacks; the ones tha
 )
 
 
+plain_style = matplotlib.style.context(
+    "default"
+)  # a decorator: what runs under it does not see the user's own settings
+
+
 class Drawing(Figure):
     """A matplotlib Figure that shows itself in a notebook, pixel for pixel, with a text for those who cannot see it."""
 
@@ -43,7 +50,8 @@ class Drawing(Figure):
 def figure_png(figure: Figure) -> bytes:
     """The figure as PNG; the same figure gives the same bytes (no date, no version inside)."""
     canvas, buffer = figure.canvas, io.BytesIO()
-    with warnings.catch_warnings():
+    style = matplotlib.style.context("default") if isinstance(figure, Drawing) else contextlib.nullcontext()
+    with style, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # drawn as a box; no reason to fill a log
         FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
     figure.set_canvas(canvas)  # a figure that belongs to a window goes on belonging to it

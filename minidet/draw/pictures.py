@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import matplotlib.style
 import numpy as np
 from matplotlib import patheffects
 from matplotlib.axes import Axes
@@ -20,7 +19,7 @@ from matplotlib.patches import Polygon, Rectangle
 from PIL import Image
 from torch import Tensor
 
-from minidet.draw.figure import INK, PALE, Drawing, new_figure, overlay, shorten, text_width, write
+from minidet.draw.figure import INK, PALE, Drawing, new_figure, overlay, plain_style, shorten, text_width, write
 from minidet.draw.labels import Label, place_labels
 from minidet.draw.palette import PALETTE, colour, mark, text_colour
 from minidet.draw.scene import Scene, Tile, read_scene
@@ -102,6 +101,7 @@ def draw_gallery(
     return _compose(tiles, max(1, min(columns, count)), margin=10, title=title)
 
 
+@plain_style
 def _compose(tiles: list[Tile], columns: int, margin: int, title: str | None) -> Drawing:
     """The figure: a title, rows of tiles with their titles, and a legend of what the words do not say."""
     labels = [place_labels(tile.boxes * tile.per_pixel, tile.wordings, tile.width, tile.height) for tile in tiles]
@@ -124,19 +124,18 @@ def _compose(tiles: list[Tile], columns: int, margin: int, title: str | None) ->
     legend_top = y - GAP + (6 if legend else 0)
     height = legend_top + LEGEND_ROW * len(legend) + margin
 
-    with matplotlib.style.context("default"):
-        figure = new_figure(width, height)
-        for tile, words, (x, y) in zip(tiles, labels, corners, strict=True):
-            place = [x / width, 1 - (y + tile.height) / height, tile.width / width, tile.height / height]
-            _draw_tile(figure.add_axes(place), tile, words)
-        canvas = overlay(figure, width, height)
-        if title:
-            write(canvas, inset, margin + 16, shorten(title, width - 2 * inset, 15, bold=True), 15, INK, bold=True)
-        for tile, (x, y) in zip(tiles, corners, strict=True):
-            if tile.title:
-                left, room = (inset, width - 2 * inset) if columns == 1 else (x, tile.width)
-                write(canvas, left, y - 8, shorten(tile.title, room, 12, bold=True), 12, INK, bold=True)
-        _draw_legend(canvas, legend, inset, legend_top)
+    figure = new_figure(width, height)
+    for tile, words, (x, y) in zip(tiles, labels, corners, strict=True):
+        place = [x / width, 1 - (y + tile.height) / height, tile.width / width, tile.height / height]
+        _draw_tile(figure.add_axes(place), tile, words)
+    canvas = overlay(figure, width, height)
+    if title:
+        write(canvas, inset, margin + 16, shorten(title, width - 2 * inset, 15, bold=True), 15, INK, bold=True)
+    for tile, (x, y) in zip(tiles, corners, strict=True):
+        if tile.title:
+            left, room = (inset, width - 2 * inset) if columns == 1 else (x, tile.width)
+            write(canvas, left, y - 8, shorten(tile.title, room, 12, bold=True), 12, INK, bold=True)
+    _draw_legend(canvas, legend, inset, legend_top)
     alts = [": ".join(part for part in (tile.title, tile.alt) if part) for tile in tiles]
     figure.alt = alts[0] if len(alts) == 1 else f"{title or 'Gallery'}, {len(alts)} pictures. " + ". ".join(alts)
     return figure
