@@ -1,0 +1,1 @@
+"""Data sets: drawn, fetched, checked, augmented and brought to the network in batches."""

@@ -135,8 +135,8 @@ def cached_grid(level_shapes: tuple[tuple[int, int], ...], device: torch.device)
 def decode(raw_boxes: Tensor, grid: Grid) -> Tensor:
     """From what the box predictor says to boxes in pixels.
 
-    The centre counts from the corner of the cell, so a box centred in its cell has tx = ty = 0.5. Sizes are exponentials,
-    cut at 10,000 strides so that they stay finite.
+    The centre counts from the corner of the cell, so a box centred in its cell has tx = ty = 0.5. Sizes are
+    exponentials, cut at 10,000 strides so that they stay finite.
 
     Args:
         raw_boxes: [B, A, 4] float32 (tx, ty, tw, th).

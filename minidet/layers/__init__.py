@@ -1,0 +1,1 @@
+"""Bricks: layers, backbones, pyramids and heads. None of them knows what detection is."""

@@ -110,7 +110,7 @@ def test_the_finished_picture_shows_what_boxes_and_masks_say(monkeypatch):
 def test_boxes_lie_inside_the_picture_and_some_objects_are_cut_by_its_border(scenes):
     cut = 0
     for scene in scenes:
-        assert (scene.boxes >= 0).all() and (scene.boxes <= [320, 256, 320, 256]).all()
+        assert (scene.boxes >= 0).all() and (scene.boxes <= [256, 192, 256, 192]).all()
         assert (scene.boxes[:, 2:] - scene.boxes[:, :2] >= 3).all()
         cut += (scene.masks.sum(axis=(1, 2)) < scene.full).sum()
     assert cut > 20
@@ -165,15 +165,15 @@ def test_sizes_span_more_than_a_factor_of_64_in_area(scenes):
     areas = np.concatenate([scene.full for scene in scenes])
     assert areas.max() >= 64 * areas.min()
     sides = np.concatenate([(scene.boxes[:, 2:] - scene.boxes[:, :2]).max(axis=1) for scene in scenes])
-    assert sides.max() > 0.75 * 256
-    assert 0.6 < np.mean((sides >= 16) & (sides <= 160)) < 0.9
+    assert sides.max() > 0.75 * 192
+    assert 0.6 < np.mean((sides >= 32) & (sides <= 128)) < 0.9
 
 
 def test_no_whole_object_is_smaller_than_asked_for(scenes):
     for scene in scenes:
         whole = scene.masks.sum(axis=(1, 2)) == scene.full
         sides = (scene.boxes[:, 2:] - scene.boxes[:, :2]).max(axis=1)
-        assert (sides[whole] >= 10 - 1.5).all()  # the grid of pixels takes up to one, the measuring of tips a little
+        assert (sides[whole] >= 20 - 1.5).all()  # the grid of pixels takes up to one, the measuring of tips a little
 
 
 def test_all_classes_are_about_equally_frequent(scenes):
@@ -198,7 +198,7 @@ def test_a_crowd_is_many_small_objects_close_together():
     for index in range(30):
         boxes = draw_scene(np.random.default_rng([3, index]), config).boxes
         sides = (boxes[:, 2:] - boxes[:, :2]).max(axis=1)
-        assert 4 <= len(sides) <= 16 and sides.max() <= 40  # drawn are 6 to 16 of up to 37.5 pixels; some may be hidden
+        assert 4 <= len(sides) <= 16 and sides.max() <= 78  # drawn are 6 to 16 of up to 75 pixels; some may be hidden
         centers = (boxes[:, 2:] + boxes[:, :2]) / 2
         gaps = np.linalg.norm(centers[:, None] - centers, axis=-1) + np.diag(np.full(len(centers), np.inf))
         nearest.append(np.median(gaps.min(axis=1) / sides))
@@ -214,10 +214,10 @@ def test_the_number_of_objects_is_as_asked():
 
 def test_a_picture_without_objects_is_a_whole_picture():
     scene = draw_scene(np.random.default_rng(0), ShapesConfig(empty_share=1))
-    assert scene.image.shape == (256, 320, 3) and scene.image.dtype == np.uint8 and scene.image.std() > 2
+    assert scene.image.shape == (192, 256, 3) and scene.image.dtype == np.uint8 and scene.image.std() > 2
     assert scene.boxes.shape == (0, 4) and scene.boxes.dtype == np.float32
     assert scene.labels.shape == (0,) and scene.labels.dtype == np.int64
-    assert scene.masks.shape == (0, 256, 320)
+    assert scene.masks.shape == (0, 192, 256)
 
 
 @pytest.mark.parametrize("image_hw", [(64, 64), (65, 333), (300, 90)])
@@ -341,7 +341,7 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
         ({"min_visible": 0}, "min_visible is 0; it needs a share above 0"),
         ({"max_side": 1.2}, "max_side is 1.2; it needs a share above 0, 1 at most"),
         ({"min_side": 3}, "min_side is 3; it needs at least 6 pixels"),
-        ({"min_side": 300}, "at most the largest side, here 0.95 x 256 = 243.2 pixels"),
+        ({"min_side": 300}, "at most the largest side, here 0.95 x 192 = 182.4 pixels"),
         ({"min_side": "10"}, "min_side is '10'; it needs a number"),
     ],
 )
