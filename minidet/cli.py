@@ -26,10 +26,10 @@ from minidet.data.shapes import ShapesConfig, make_shapes
 from minidet.detectors import ZOO, Detector, create_model, load_model, load_official, save_weights
 from minidet.detectors.weights import transfer_weights
 from minidet.errors import DataError, MinidetError, RunError
-from minidet.evaluation.average_precision import evaluate, evaluate_detections
+from minidet.evaluation.average_precision import AveragePrecision, evaluate, evaluate_detections
 from minidet.evaluation.predict import predict_dataset
 from minidet.files import write_json
-from minidet.training.hardware import choose_device
+from minidet.training.hardware import choose_device, evaluation_workers
 from minidet.training.loop import TrainingResult, train
 from minidet.training.recipe import RECIPES, Recipe
 
@@ -205,13 +205,15 @@ class Eval:
             write_json(self.save_json, result.to_dict(), indent=2)
         return 0
 
-    def of_model(self, weights: Path, folder: Path):
+    def of_model(self, weights: Path, folder: Path) -> AveragePrecision:
         dataset = load_split(folder, self.split)
-        model = load_model(weights, choose_device(self.device))
+        device = choose_device(self.device)
+        model = load_model(weights, device)
         _set_up(model, self.score_threshold, self.nms_threshold, self.input_size)
+        batch_size, workers = _positive("batch-size", self.batch_size), evaluation_workers(device)
         if self.save_detections is None:
-            return evaluate(model, dataset, _positive("batch-size", self.batch_size))
-        rows = predict_dataset(model, dataset, _positive("batch-size", self.batch_size))
+            return evaluate(model, dataset, batch_size, workers=workers)
+        rows = predict_dataset(model, dataset, batch_size, workers=workers)
         write_json(self.save_detections, rows)
         return evaluate_detections(dataset.annotations_path, rows)
 

@@ -61,6 +61,11 @@ def choose_workers(device: torch.device) -> int:
     return min(cores - 1, 1) if device.type == "cpu" else min(cores, 16)
 
 
+def evaluation_workers(device: torch.device) -> int:
+    """Processes that read pictures to be judged: only a GPU would wait for them."""
+    return 0 if device.type == "cpu" else choose_workers(device)
+
+
 def describe_hardware(device: torch.device) -> dict[str, Any]:
     """What a figure was measured on: device, processor, cores, threads."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()

@@ -26,7 +26,7 @@ from minidet.errors import MinidetError, RunError
 from minidet.evaluation.average_precision import AveragePrecision, evaluate
 from minidet.training.checkpoint import checkpoint_path, save_checkpoint
 from minidet.training.ema import Ema
-from minidet.training.hardware import PRECISIONS, choose_device, choose_precision, choose_workers
+from minidet.training.hardware import PRECISIONS, choose_device, choose_precision, choose_workers, evaluation_workers
 from minidet.training.interrupt import Interrupt, interruptible
 from minidet.training.recipe import Recipe, learning_rate, make_optimizer, training_size
 from minidet.training.report import LossLog, TensorBoard, epoch_line, save_pictures
@@ -317,7 +317,11 @@ class Run:
     def _evaluate(self, progress: bool) -> dict[str, float | None]:
         best, started = self.folder.best(), time.perf_counter()
         self.evaluation = evaluate(
-            self.state.ema.model, self.val_data, batch_size=self.recipe.batch_size, progress=progress
+            self.state.ema.model,
+            self.val_data,
+            batch_size=self.recipe.batch_size,
+            progress=progress,
+            workers=evaluation_workers(self.device),
         )
         ap, ap50 = (value if value >= 0 else None for value in (self.evaluation.ap, self.evaluation.ap50))
         if best is None or (ap is not None and ap > best[0]):

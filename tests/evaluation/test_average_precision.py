@@ -279,6 +279,9 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.records)
 
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, dict]:
+        return self.image(index), {}
+
     def image(self, index: int) -> torch.Tensor:
         return torch.full((3, 32, 40), index, dtype=torch.uint8)
 
