@@ -133,10 +133,13 @@ def save_pictures(model: nn.Module, data: Any, metrics: list[dict[str, Any]], fo
         return
     chosen = sorted({round(i * (len(data) - 1) / max(count - 1, 1)) for i in range(min(count, len(data)))})
     scenes = []
+    for_ap = model.nms_threshold, model.class_agnostic
+    model.nms_threshold, model.class_agnostic = 0.45, True  # one box an object is what a person wants to see
     for index in chosen:
         image = data.image(index)
         with torch.inference_mode():
             (found,) = model([image])
         sure = found["scores"] >= 0.3
         scenes.append(Scene(image, {name: value[sure].cpu() for name, value in found.items()}, data.target(index)))
+    model.nms_threshold, model.class_agnostic = for_ap
     save_figure(draw_gallery(scenes, class_names=data.class_names), folder / "predictions.png")
