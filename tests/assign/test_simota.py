@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -132,3 +134,28 @@ def test_losses_and_gradients_on_these_assignments_equal_the_official_ones(yolox
     total.backward()
     torch.testing.assert_close(outputs.grad, case["main.grad_outputs"], rtol=1e-3, atol=1e-6)
     torch.testing.assert_close(raw.grad, case["main.grad_origin_preds"], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_one_official_case_stands_here_for_those_without_the_reference_folder(version):
+    case = read_json(Path(__file__).parent.parent / "golden" / "simota_few_anchors.json")
+    outputs, rows = torch.tensor(case["outputs_cxcywh_object_classes"]), torch.tensor(case["targets_class_cxcywh"])
+    predictions = DensePredictions(
+        make_grid(case["level_shapes"], [8, 16, 32]),
+        torch.tensor(case["raw_boxes"])[None],
+        cxcywh_to_xyxy(outputs[None, :, :4]),
+        outputs[None, :, 5:],
+        outputs[None, :, 4],
+    )
+    target = {"boxes": cxcywh_to_xyxy(rows[:, 1:]), "labels": rows[:, 0].long()}
+    expected = case[version]
+    assignment = VERSIONS[version](predictions, [target], trace=True)
+    assert assignment.matched_gt[0].tolist() == expected["matched_gt"]
+    assert assignment.trace[0]["dynamic_k"].tolist() == expected["dynamic_k"]
+    assert len(assignment.trace[0]["conflicts"]) == expected["conflicts"]
+
+    model = minidet.create_model("yolox-nano", num_classes=case["num_classes"])
+    model.use_l1 = True
+    losses = model.losses_of(predictions, assignment, [target])
+    for ours, theirs in [("box", "iou"), ("objectness", "conf"), ("class", "cls"), ("l1", "l1")]:
+        assert losses[f"loss_{ours}"].item() == pytest.approx(expected["losses"][f"{theirs}_loss"], rel=1e-5), ours
