@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import io
 import itertools
@@ -54,6 +55,21 @@ def some_boxes(count: int, height: int = 256, width: int = 320) -> dict[str, tor
 
 def pixels_of(figure: Drawing) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(figure_png(figure))).convert("RGB"))
+
+
+def fingerprint(png: bytes) -> str:
+    """Stands for the bytes where they are compared: pytest would take minutes to explain how two pictures differ."""
+    return hashlib.sha256(png).hexdigest()
+
+
+def chunks_of(png: bytes) -> list[str]:
+    """The names of the parts of a PNG file (PNG specification, section 5.3)."""
+    names, position = [], 8
+    while position < len(png):
+        length = int.from_bytes(png[position : position + 4], "big")
+        names.append(png[position + 4 : position + 8].decode())
+        position += 12 + length
+    return names
 
 
 def words_in(figure: Drawing) -> list[str]:
@@ -130,9 +146,10 @@ def test_the_image_may_come_channels_first_or_last_and_is_not_changed():
     image = picture()
     before = image.clone()
     torch.manual_seed(0)
-    first = figure_png(draw_detections(image, **some_boxes(3)))
+    first = fingerprint(figure_png(draw_detections(image, **some_boxes(3))))
     torch.manual_seed(0)
-    assert figure_png(draw_detections(image.permute(1, 2, 0).numpy(), **some_boxes(3))) == first
+    last = draw_detections(image.permute(1, 2, 0).numpy(), **some_boxes(3))
+    assert fingerprint(figure_png(last)) == first
     assert torch.equal(image, before)
 
 
@@ -279,31 +296,34 @@ def test_rows_of_one_epoch_are_drawn_over_the_iterations():
 
 
 def test_the_same_input_gives_the_same_bytes_whatever_the_users_style(tmp_path: Path):
-    def draw() -> list[bytes]:
+    def draw() -> list[str]:
         torch.manual_seed(0)
         scene = Scene(picture(), some_boxes(9), {"boxes": [[1, 2, 30, 40]]}, "one")
         figures = [draw_detections(scene.image, **scene.prediction), draw_gallery([scene]), draw_curves(rows(9))]
-        return [figure_png(figure) for figure in figures]
+        return [fingerprint(figure_png(figure)) for figure in figures]
 
     before = draw()
     loud = {"font.size": 30, "axes.facecolor": "black", "lines.linewidth": 9, "savefig.dpi": 300, "path.snap": False}
     with matplotlib.rc_context(loud | {"path.sketch": (3, 50, 4), "text.antialiased": False}):
         assert draw() == before
-    for png in before:
-        assert png.startswith(b"\x89PNG")
-        assert b"tEXt" not in png and b"tIME" not in png
+
+
+def test_the_png_holds_the_picture_and_neither_time_nor_version():
+    for figure in (draw_detections(picture(), **some_boxes(2)), draw_curves(rows(2))):
+        assert set(chunks_of(figure_png(figure))) == {"IHDR", "pHYs", "IDAT", "IEND"}
 
 
 def test_a_figure_is_saved_as_its_png(tmp_path: Path):
     figure = draw_detections(picture(), **some_boxes(3))
     save_figure(figure, tmp_path / "new" / "a.png")
-    assert (tmp_path / "new" / "a.png").read_bytes() == figure_png(figure)
+    assert fingerprint((tmp_path / "new" / "a.png").read_bytes()) == fingerprint(figure_png(figure))
 
 
 def test_a_figure_shows_itself_in_a_notebook_with_its_description():
     figure = draw_detections(picture(), [[20, 20, 80, 80]], [0], [0.5], NAMES)
     data, metadata = figure._repr_mimebundle_()
-    assert data == {"image/png": figure_png(figure), "text/plain": "1 object: circle 0.50"}
+    assert fingerprint(data.pop("image/png")) == fingerprint(figure_png(figure))
+    assert data == {"text/plain": "1 object: circle 0.50"}
     assert metadata["image/png"] == {"width": 640, "height": 512, "alt": "1 object: circle 0.50"}
 
 
