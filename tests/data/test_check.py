@@ -163,6 +163,17 @@ def test_a_box_up_to_a_pixel_beyond_the_edge_passes(folder):
     assert changed(folder, annotations=row("annotations", 0, bbox=[-1, -0.5, 66, 49.5])) == []
 
 
+def test_a_crowd_may_reach_beyond_the_edge(folder):
+    assert (
+        changed(folder, annotations=row("annotations", 1, bbox=[50, 5, 30, 3])) == []
+    )  # it is not cut, it is left out
+
+
+def test_the_same_box_in_two_categories_is_no_repetition(folder):
+    both = [*GOOD["annotations"], GOOD["annotations"][0] | {"id": 3, "category_id": 3}]
+    assert changed(folder, annotations=both) == []
+
+
 def test_a_box_that_stands_there_twice_is_remarked_once(folder):
     twice = [*GOOD["annotations"], GOOD["annotations"][0] | {"id": 3}]
     fault = only(changed(folder, annotations=twice))
@@ -199,6 +210,12 @@ def test_a_wrong_folder_is_one_fault_and_not_one_for_every_picture(folder):
     fault = only(check_dataset(folder, ["train"]))
     assert "none of the 2 pictures" in fault.problem
     assert fault.fatal
+
+
+def test_the_only_picture_of_a_data_set_is_named_when_it_is_missing(folder):
+    (folder / "train" / "1.png").unlink()
+    fault = only(changed(folder, images=GOOD["images"][:1], annotations=GOOD["annotations"][:1]))
+    assert (fault.file, fault.image_id, fault.fatal) == ("train/1.png", 1, True)
 
 
 def test_a_name_that_leaves_the_folder_is_not_opened(folder):
