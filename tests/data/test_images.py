@@ -152,12 +152,11 @@ def test_16_bit_grey_with_exif_rotation_is_scaled_and_turned(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
-@pytest.mark.parametrize(
-    "exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12"]
-)
-def test_a_damaged_exif_block_does_not_cost_the_picture(tmp_path, exif):
-    Image.fromarray(RGB).save(tmp_path / "a.jpg", exif=exif)
-    assert read(tmp_path / "a.jpg").shape == (H, W, 3)
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+@pytest.mark.parametrize("exif", [b"garbage, not TIFF", b"MM\0*\0", b"MM\0*\0\0\0\x08\xff\xff\x01\x12"])
+def test_a_damaged_exif_block_does_not_cost_the_picture(tmp_path, suffix, exif):
+    Image.fromarray(RGB).save(tmp_path / f"a.{suffix}", exif=b"Exif\0\0" + exif)
+    assert read(tmp_path / f"a.{suffix}").shape == (H, W, 3)
 
 
 def test_the_first_frame_of_an_animation_is_read(tmp_path):
