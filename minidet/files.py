@@ -81,3 +81,5 @@ def read_json(path: str | Path) -> Any:
         ) from error
     except RecursionError as error:
         raise DataError(f"{path}: is nested too deeply to be an annotation file.") from error
+    except ValueError as error:  # such as a number of more digits than Python reads
+        raise DataError(f"{path}: cannot be read as JSON ({error}).") from error

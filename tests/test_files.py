@@ -50,6 +50,7 @@ def test_a_result_is_readable_like_any_other_file(tmp_path):
         (b'{"images": [', "not valid JSON"),
         (b"\xff\xfe{}", "not UTF-8"),
         (b"[" * 100_000, "nested too deeply"),
+        (b"9" * 5000, "cannot be read as JSON"),
     ],
 )
 def test_unreadable_json_is_explained(tmp_path, content, message):

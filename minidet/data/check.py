@@ -46,7 +46,7 @@ def check_dataset(
     Source: chapter 00.
     """
     folder = Path(folder)
-    names = split_names(folder) if splits is None else list(splits)
+    names = split_names(folder) if splits is None else list(dict.fromkeys(splits))
     if not names:
         found = "there is no annotations/instances_*.json" if os.path.isdir(folder) else "there is no such folder"
         advice = "Give the folder that holds annotations/instances_train.json and the like."
