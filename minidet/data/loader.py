@@ -262,7 +262,10 @@ class EvaluationLoader:
     def __init__(self, dataset: Dataset, batch_size: int, workers: int = 0):
         if batch_size < 1:
             raise MinidetError(f"the batch size is {batch_size}, but it must be at least 1.")
-        self._loader = _data_loader(dataset, workers, batch_size=batch_size, collate_fn=_columns)
+        # DataLoader draws a seed for each pass; from a source of its own, so that judging a model does not change how
+        # its training goes on.
+        own = torch.Generator()
+        self._loader = _data_loader(dataset, workers, batch_size=batch_size, collate_fn=_columns, generator=own)
 
     def __len__(self) -> int:
         return len(self._loader)

@@ -403,3 +403,10 @@ def test_evaluation_gives_every_picture_as_it_is_and_in_order(workers):
     targets = [target for _, targets in batches for target in targets]
     assert all(torch.equal(image, expected) for image, expected in zip(images, data.pixels, strict=True))
     assert all(map(same_target, targets, data.targets))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_reading_pictures_to_judge_a_model_leaves_the_random_state_alone(workers):
+    before = torch.get_rng_state()
+    list(evaluation_loader([(torch.zeros(3, 8, 8, dtype=torch.uint8), {})] * 3, batch_size=2, workers=workers))
+    assert torch.equal(torch.get_rng_state(), before)
