@@ -1,8 +1,9 @@
-"""Where predictions live: each cell of each feature map is one prediction slot, and a grid knows them all.
+"""Where predictions live: each cell of each feature map holds one prediction slot, or one for each of its anchors.
 
-Slots are numbered level by level, finest first, and row by row inside a level. A is their number.
+Slots are numbered level by level, finest first, row by row inside a level, and anchor by anchor inside a cell. A is
+their number.
 
-Source: YOLOX, section 2.1 "Anchor-free"; chapter 09.
+Source: YOLOX, section 2.1 "Anchor-free"; YOLOF, section 4.2 and its published code for anchors; chapters 06 and 09.
 """
 
 from __future__ import annotations
@@ -22,11 +23,15 @@ class Grid:
         cells: [A, 2] float, column and row (gx, gy) of each slot in its level.
         strides: [A] float, pixels per cell.
         level_shapes: (rows, columns) of each level, finest first.
+        anchors: [A, 4] float xyxy in pixels, not clipped; None for a detector without anchors.
+        anchors_per_cell: slots of each cell.
     """
 
     cells: Tensor
     strides: Tensor
     level_shapes: tuple[tuple[int, int], ...]
+    anchors: Tensor | None = None
+    anchors_per_cell: int = 1
 
     @property
     def centers(self) -> Tensor:
@@ -34,27 +39,59 @@ class Grid:
         return (self.cells + 0.5) * self.strides[:, None]
 
     @property
+    def level_sizes(self) -> list[int]:
+        """Number of slots in each level."""
+        return [rows * columns * self.anchors_per_cell for rows, columns in self.level_shapes]
+
+    @property
     def levels(self) -> Tensor:
         """[A] int64, the level that each slot belongs to."""
-        sizes = torch.tensor([rows * columns for rows, columns in self.level_shapes])
+        sizes = torch.tensor(self.level_sizes)
         return torch.repeat_interleave(torch.arange(len(sizes)), sizes).to(self.cells.device)
+
+    @property
+    def anchor_boxes(self) -> Tensor:
+        """[A, 4] float xyxy, what rules about anchors compare objects with.
+
+        For a detector without anchors these are squares of four strides around the cell centres: RetinaNet's base size.
+        """
+        if self.anchors is not None:
+            return self.anchors
+        half = 2 * self.strides[:, None]
+        return torch.cat([self.centers - half, self.centers + half], dim=1)
 
     def __len__(self) -> int:
         return len(self.cells)
 
 
 def make_grid(
-    level_shapes: Sequence[tuple[int, int]], strides: Sequence[int], device: torch.device | str = "cpu"
+    level_shapes: Sequence[tuple[int, int]],
+    strides: Sequence[int],
+    device: torch.device | str = "cpu",
+    anchor_sizes: Sequence[Sequence[float]] | None = None,
 ) -> Grid:
     """The slots of feature maps with the given shapes.
 
     Args:
         level_shapes: (rows, columns) of each level, finest first.
         strides: pixels per cell of each level.
+        anchor_sizes: for each level the sides of its square anchors in pixels, as many on each level; None for a grid
+            without anchors. Anchors stand around the top-left corner of their cell, not around its middle.
     """
-    cells, slot_strides = [], []
-    for (rows, columns), stride in zip(level_shapes, strides, strict=True):
+    per_cell = 1 if anchor_sizes is None else len(anchor_sizes[0])
+    cells, slot_strides, anchors = [], [], []
+    for level, ((rows, columns), stride) in enumerate(zip(level_shapes, strides, strict=True)):
         y, x = torch.meshgrid(torch.arange(rows, device=device), torch.arange(columns, device=device), indexing="ij")
-        cells.append(torch.stack([x, y], dim=-1).reshape(-1, 2))
-        slot_strides.append(torch.full((rows * columns,), stride, device=device))
-    return Grid(torch.cat(cells).float(), torch.cat(slot_strides).float(), tuple(map(tuple, level_shapes)))
+        level_cells = torch.stack([x, y], dim=-1).reshape(-1, 2).repeat_interleave(per_cell, dim=0).float()
+        cells.append(level_cells)
+        slot_strides.append(torch.full((len(level_cells),), float(stride), device=device))
+        if anchor_sizes is not None:
+            half = torch.tensor(anchor_sizes[level], device=device).repeat(rows * columns)[:, None] / 2
+            anchors.append(torch.cat([level_cells * stride - half, level_cells * stride + half], dim=1))
+    return Grid(
+        torch.cat(cells),
+        torch.cat(slot_strides),
+        tuple(map(tuple, level_shapes)),
+        torch.cat(anchors) if anchors else None,
+        per_cell,
+    )

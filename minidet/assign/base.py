@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from minidet.boxes import iou
 from minidet.grid import Grid
 
 BACKGROUND = -1
@@ -41,6 +42,12 @@ class DensePredictions:
         scores = self.class_logits.sigmoid()
         return scores if self.object_logits is None else scores * self.object_logits.sigmoid()[..., None]
 
+    @property
+    def finite(self) -> Tensor:
+        """[B, A] bool: every number of the slot is finite. Other slots are never given an object."""
+        finite = self.boxes.isfinite().all(-1) & self.class_logits.isfinite().all(-1)
+        return finite if self.object_logits is None else finite & self.object_logits.isfinite()
+
     def detach(self) -> DensePredictions:
         """The same numbers, cut off from the computation of gradients."""
         objects = None if self.object_logits is None else self.object_logits.detach()
@@ -68,7 +75,7 @@ class Assignment:
     Attributes:
         matched_gt: [B, A] int64, row of the ground truth in its image's list, or BACKGROUND, or IGNORED.
         pairs: the pairs that the box loss sees. One a positive slot, unless a strategy keeps duplicates (YOLOF does).
-        quality: [B, A] float32 in [0, 1], IoU of each positive slot's box with its object, 0 elsewhere.
+        quality: [B, A] float32 in [0, 1], IoU of each positive slot's predicted box with its object, 0 elsewhere.
         num_gt: objects in each image.
         trace: for each image what led to the result, as named tensors; None unless it was asked for.
     """
@@ -102,3 +109,40 @@ def pairs_of(matched_gt: Tensor) -> Pairs:
     """The pairs of an assignment in which every positive slot has exactly one object, image by image, slot by slot."""
     image, slot = torch.nonzero(matched_gt >= 0, as_tuple=True)
     return Pairs(image, slot, matched_gt[image, slot])
+
+
+def make_assignment(
+    matched_gt: Tensor,
+    predictions: DensePredictions,
+    targets: Sequence[dict[str, Tensor]],
+    pairs: Pairs | None = None,
+    traces: Sequence[dict[str, Tensor]] | None = None,
+) -> Assignment:
+    """The result of a strategy that only decides who learns what: the quality of each positive slot is computed here.
+
+    Args:
+        matched_gt: [B, A] int64, row of the ground truth, BACKGROUND or IGNORED.
+        predictions: of the same batch.
+        targets: for each image `boxes` [G, 4] float xyxy in pixels and `labels` [G] int64.
+        pairs: what the box loss sees; None: one pair for each positive slot.
+        traces: for each image what led to the result.
+    """
+    owned = pairs_of(matched_gt)
+    gt_boxes, _ = matched_targets(targets, owned)
+    overlap = iou(predictions.boxes[owned.image, owned.slot], gt_boxes.float()).clamp(0, 1)
+    quality = predictions.boxes.new_zeros(matched_gt.shape)
+    quality[owned.image, owned.slot] = overlap
+    num_gt = tuple(len(target["labels"]) for target in targets)
+    return Assignment(
+        matched_gt, owned if pairs is None else pairs, quality, num_gt, None if traces is None else tuple(traces)
+    )
+
+
+def matched_targets(targets: Sequence[dict[str, Tensor]], pairs: Pairs) -> tuple[Tensor, Tensor]:
+    """Box [P, 4] and label [P] of the object in each pair."""
+    all_boxes = torch.cat([target["boxes"] for target in targets])
+    all_labels = torch.cat([target["labels"] for target in targets])
+    counts = [len(target["labels"]) for target in targets]
+    first = torch.tensor([0, *counts[:-1]], device=pairs.image.device).cumsum(0)  # row of each image's first object
+    row = first[pairs.image] + pairs.gt
+    return all_boxes[row], all_labels[row]

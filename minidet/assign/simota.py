@@ -63,14 +63,15 @@ class SimOTA:
         batch, slots = predictions.boxes.shape[:2]
         matched_gt = predictions.boxes.new_full((batch, slots), BACKGROUND, dtype=torch.int64)
         quality = predictions.boxes.new_zeros((batch, slots))
-        traces = []
+        finite, traces = predictions.finite, []
         for i, target in enumerate(targets):
             gt_boxes, gt_labels = target["boxes"].float(), target["labels"]
             matched_gt[i], quality[i], steps = self._assign_image(
                 predictions.grid,
                 predictions.boxes[i],
                 predictions.class_logits[i],
-                predictions.object_logits[i],
+                None if predictions.object_logits is None else predictions.object_logits[i],
+                finite[i],
                 gt_boxes,
                 gt_labels,
             )
@@ -95,18 +96,19 @@ class SimOTA:
         grid: Grid,
         boxes: Tensor,
         class_logits: Tensor,
-        object_logits: Tensor,
+        object_logits: Tensor | None,
+        finite: Tensor,
         gt_boxes: Tensor,
         gt_labels: Tensor,
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         # Only candidates are looked at from here on: K of the A slots.
         is_candidate, free = self.regions(grid, gt_boxes)
-        finite = boxes.isfinite().all(-1) & class_logits.isfinite().all(-1) & object_logits.isfinite()
         candidates = (is_candidate & finite).nonzero().flatten()  # [K]
         free = free[:, candidates]  # [G, K]
 
         ious = pairwise_iou(gt_boxes, boxes[candidates]).clamp(max=1)  # [G, K]
-        class_costs = class_cost(class_logits[candidates], object_logits[candidates], gt_labels)  # [G, K]
+        objectness = None if object_logits is None else object_logits[candidates]
+        class_costs = class_cost(class_logits[candidates], objectness, gt_labels)  # [G, K]
         costs = class_costs - self.iou_weight * torch.log(ious + 1e-8) + self.outside_penalty * ~free
 
         k = dynamic_k(ious, self.max_k)  # [G]
@@ -160,7 +162,7 @@ def inside_box(points: Tensor, gt_boxes: Tensor) -> Tensor:
     return (beyond_top_left & before_bottom_right).all(dim=-1)
 
 
-def class_cost(class_logits: Tensor, object_logits: Tensor, gt_labels: Tensor) -> Tensor:
+def class_cost(class_logits: Tensor, object_logits: Tensor | None, gt_labels: Tensor) -> Tensor:
     """Cross entropy between each slot's class scores and each object's one-hot class, summed over classes.
 
     The sum over C classes is the cost of "nothing at all", the same for every object, plus a correction in the one
@@ -168,13 +170,15 @@ def class_cost(class_logits: Tensor, object_logits: Tensor, gt_labels: Tensor) -
 
     Args:
         class_logits: [K, C] float.
-        object_logits: [K] float.
+        object_logits: [K] float; None for a detector without objectness, whose class scores are taken as they are.
         gt_labels: [G] int64.
 
     Returns:
         [G, K] float.
     """
-    score = (class_logits.sigmoid() * object_logits.sigmoid()[:, None]).sqrt()  # [K, C]
+    score = class_logits.sigmoid()  # [K, C]
+    if object_logits is not None:
+        score = (score * object_logits.sigmoid()[:, None]).sqrt()
     ones, zeros = torch.ones_like(score), torch.zeros_like(score)
     cost_if_present = F.binary_cross_entropy(score, ones, reduction="none")  # -log(score), at most 100
     cost_if_absent = F.binary_cross_entropy(score, zeros, reduction="none")  # -log(1 - score), at most 100

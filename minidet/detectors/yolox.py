@@ -11,8 +11,9 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
-from minidet.assign import Assigner, Assignment, DensePredictions, SimOTA
+from minidet.assign import IGNORED, Assigner, Assignment, DensePredictions, SimOTA, matched_targets, pairs_of
 from minidet.boxes import cxcywh_to_xyxy, nms
 from minidet.detectors.detector import MAX_LOG_SIZE, Detector, Prediction, Target
 from minidet.errors import MinidetError
@@ -102,18 +103,23 @@ class YOLOX(Detector):
         self, predictions: DensePredictions, assignment: Assignment, targets: Sequence[Target]
     ) -> dict[str, Tensor]:
         """The weighted terms, each a sum over the batch divided by the number of positive slots in it (at least 1)."""
-        image, slot, _ = pairs = (assignment.pairs.image, assignment.pairs.slot, assignment.pairs.gt)
-        gt_boxes, gt_labels = _matched_targets(targets, *pairs)
-        positives = max(len(image), 1)
+        owned = pairs_of(assignment.matched_gt)
+        positives = max(len(owned), 1)
 
+        image, slot = assignment.pairs.image, assignment.pairs.slot  # for SimOTA the same pairs as `owned`
+        gt_boxes, _ = matched_targets(targets, assignment.pairs)
         box_term = iou_loss if self.config.box_loss == "iou" else giou_loss
         boxes = predictions.boxes[image, slot]  # [P, 4]
+
         # The class branch learns how well the slot's box fits, the objectness only whether there is an object.
-        class_targets = torch.nn.functional.one_hot(gt_labels, self.num_classes) * assignment.quality[image, slot, None]
+        _, labels = matched_targets(targets, owned)
+        class_targets = one_hot(labels, self.num_classes) * assignment.quality[owned.image, owned.slot, None]
+        class_logits = predictions.class_logits[owned.image, owned.slot]
+        object_terms = binary_cross_entropy(predictions.object_logits, assignment.positive)
         losses = {
             "loss_box": self.config.box_weight * box_term(boxes, gt_boxes).sum() / positives,
-            "loss_objectness": binary_cross_entropy(predictions.object_logits, assignment.positive).sum() / positives,
-            "loss_class": binary_cross_entropy(predictions.class_logits[image, slot], class_targets).sum() / positives,
+            "loss_objectness": object_terms.masked_fill(assignment.matched_gt == IGNORED, 0).sum() / positives,
+            "loss_class": binary_cross_entropy(class_logits, class_targets).sum() / positives,
         }
         if self.use_l1:
             wanted = raw_box_targets(gt_boxes, predictions.grid.cells[slot], predictions.grid.strides[slot])
@@ -178,13 +184,3 @@ def postprocess(
     boxes, scores, labels = boxes[kept], scores[kept], labels[kept]
     order = nms(boxes, scores, None if class_agnostic else labels, nms_threshold)[:max_detections]
     return {"boxes": boxes[order], "scores": scores[order], "labels": labels[order]}
-
-
-def _matched_targets(targets: Sequence[Target], image: Tensor, slot: Tensor, gt: Tensor) -> tuple[Tensor, Tensor]:
-    """Box [P, 4] and label [P] of the object in each pair."""
-    all_boxes = torch.cat([target["boxes"] for target in targets])
-    all_labels = torch.cat([target["labels"] for target in targets])
-    counts = [len(target["labels"]) for target in targets]
-    first = torch.tensor([0, *counts[:-1]], device=image.device).cumsum(0)  # row of each image's first object
-    row = first[image] + gt
-    return all_boxes[row], all_labels[row]
