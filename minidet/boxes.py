@@ -85,4 +85,11 @@ def nms(boxes: Tensor, scores: Tensor, labels: Tensor | None, iou_threshold: flo
     """
     if labels is None:
         return ops.nms(boxes, scores, iou_threshold)
-    return ops.batched_nms(boxes, scores, labels, iou_threshold)
+    # Class by class. `batched_nms` moves the classes apart by adding a large number to coordinates, which rounds them,
+    # and does not separate boxes that reach below 0.
+    kept = torch.zeros_like(labels, dtype=torch.bool)
+    for label in labels.unique():
+        members = (labels == label).nonzero().flatten()
+        kept[members[ops.nms(boxes[members], scores[members], iou_threshold)]] = True
+    kept = kept.nonzero().flatten()
+    return kept[scores[kept].argsort(descending=True, stable=True)]
