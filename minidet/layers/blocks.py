@@ -14,21 +14,39 @@ BATCH_NORM_MOMENTUM = 0.03
 
 
 def make_activation(name: str) -> nn.Module:
-    """The activation called `name`: "silu" (YOLOX) or "leaky_relu" (slope 0.1, Darknet-53)."""
+    """The activation called `name`.
+
+    "silu" is YOLOX's, "leaky_relu" (slope 0.1) Darknet-53's, "relu" YOLOF's, "mish" that of YOLOF's CSPDarkNet53.
+    """
     if name == "silu":
         return nn.SiLU()  # not in place: its gradient needs the input, and autograd would keep a copy
     if name == "leaky_relu":
         return nn.LeakyReLU(0.1, inplace=True)
-    raise ValueError(f"activation {name!r} is not known; choose 'silu' or 'leaky_relu'")
+    if name == "relu":
+        return nn.ReLU(inplace=True)
+    if name == "mish":
+        return nn.Mish()
+    raise ValueError(f"activation {name!r} is not known; choose 'silu', 'leaky_relu', 'relu' or 'mish'")
 
 
 class ConvBlock(nn.Module):
     """Convolution without bias, batch norm, activation: [B, c_in, H, W] -> [B, c_out, H / stride, W / stride]."""
 
-    def __init__(self, c_in: int, c_out: int, kernel: int, stride: int = 1, groups: int = 1, activation: str = "silu"):
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        kernel: int,
+        stride: int = 1,
+        groups: int = 1,
+        activation: str = "silu",
+        dilation: int = 1,
+        eps: float = BATCH_NORM_EPS,
+    ):
         super().__init__()
-        self.conv = nn.Conv2d(c_in, c_out, kernel, stride, padding=(kernel - 1) // 2, groups=groups, bias=False)
-        self.bn = nn.BatchNorm2d(c_out, eps=BATCH_NORM_EPS, momentum=BATCH_NORM_MOMENTUM)
+        padding = dilation * (kernel - 1) // 2
+        self.conv = nn.Conv2d(c_in, c_out, kernel, stride, padding, dilation, groups, bias=False)
+        self.bn = nn.BatchNorm2d(c_out, eps=eps, momentum=BATCH_NORM_MOMENTUM)
         self.activation = make_activation(activation)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -142,12 +160,20 @@ class Focus(nn.Module):
 
 
 class ResidualLayer(nn.Module):
-    """Darknet-53's residual layer: 1 x 1 to half the channels, 3 x 3 back, plus the input."""
+    """Darknet-53's residual layer: 1 x 1 to half the channels (or to `hidden`), 3 x 3 back, plus the input."""
 
-    def __init__(self, channels: int, activation: str = "leaky_relu"):
+    def __init__(
+        self,
+        channels: int,
+        activation: str = "leaky_relu",
+        hidden: int | None = None,
+        dilation: int = 1,
+        eps: float = BATCH_NORM_EPS,
+    ):
         super().__init__()
-        self.conv1 = ConvBlock(channels, channels // 2, 1, activation=activation)
-        self.conv2 = ConvBlock(channels // 2, channels, 3, activation=activation)
+        hidden = channels // 2 if hidden is None else hidden
+        self.conv1 = ConvBlock(channels, hidden, 1, activation=activation, eps=eps)
+        self.conv2 = ConvBlock(hidden, channels, 3, activation=activation, dilation=dilation, eps=eps)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv2(self.conv1(x))

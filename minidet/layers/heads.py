@@ -1,17 +1,20 @@
-"""The decoupled head: what an object is and where it is are read off by two branches that share only a 1 x 1 stem.
+"""Heads with two branches, one for what an object is and one for where it is: YOLOX's, and that of anchor detectors.
 
-Source: YOLOX, section 2.1 "Decoupled head", Figure 2; chapter 09.
+Source: YOLOX, section 2.1 "Decoupled head", Figure 2, chapter 08; YOLOF, section 4.1, chapter 07.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from minidet.layers.blocks import ConvBlock, conv3x3
+from minidet.layers.blocks import ConvBlock, conv3x3, make_activation
 
 PRIOR_PROBABILITY = 0.01  # what class and objectness say before training; keeps the first losses small
+PRIOR_LOGIT = -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY)
 
 
 class DecoupledLevel(nn.Module):
@@ -34,7 +37,7 @@ class DecoupledLevel(nn.Module):
         self.box_predictor = nn.Conv2d(width, 4, 1)
         self.object_predictor = nn.Conv2d(width, 1, 1)
         for predictor in (self.class_predictor, self.object_predictor):
-            nn.init.constant_(predictor.bias, -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))
+            nn.init.constant_(predictor.bias, PRIOR_LOGIT)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = self.stem(x)
@@ -68,3 +71,86 @@ class DecoupledHead(nn.Module):
 
     def forward(self, pyramid: list[Tensor]) -> list[tuple[Tensor, Tensor, Tensor]]:
         return [level(x) for level, x in zip(self.levels, pyramid, strict=True)]
+
+
+class NormedConv(nn.Module):
+    """3 x 3 convolution with bias, batch norm, activation; the channels stay the same."""
+
+    def __init__(self, width: int, activation: str = "relu"):
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+        self.norm = nn.BatchNorm2d(width)
+        self.activation = make_activation(activation)
+        nn.init.normal_(self.conv.weight, std=0.01)
+        nn.init.zeros_(self.conv.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(self.norm(self.conv(x)))
+
+    def on_levels(self, levels: list[Tensor]) -> list[Tensor]:
+        """The same for several levels at once, whose cells the norm takes together.
+
+        Normalised level by level, training would use each level's own mean and spread, but testing one running average
+        that fits none of them.
+        """
+        if len(levels) == 1:
+            return [self(levels[0])]
+        cells = [self.conv(level).flatten(2) for level in levels]  # [B, C, H * W] each
+        joined = self.activation(self.norm(torch.cat(cells, dim=2)[..., None]))[..., 0]
+        parts = joined.split([each.shape[2] for each in cells], dim=2)
+        return [part.unflatten(2, level.shape[-2:]) for part, level in zip(parts, levels, strict=True)]
+
+
+class AnchorHead(nn.Module):
+    """The head of anchor detectors, the same weights for every level: YOLOF's decoder, or RetinaNet's head.
+
+    YOLOF's has two convolutions in the class branch, four in the box branch, and an objectness that no loss looks at by
+    itself ("implicit"). RetinaNet's has four in both and no objectness.
+
+    Args:
+        width: channels that come in and that the branches have.
+        anchors_per_cell: n.
+        num_classes: C.
+        class_convs, box_convs: 3 x 3 convolutions in each branch.
+        activation: of the branches.
+        objectness: predict one logit more for each anchor, on the box branch.
+
+    `forward` maps [B, width, H, W] to class logits [B, n * C, H, W], raw boxes [B, n * 4, H, W] and objectness logits
+    [B, n, H, W] or None. Channel a * C + c is class c of anchor a. A list of levels gives a list of such results.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        anchors_per_cell: int,
+        num_classes: int,
+        class_convs: int = 2,
+        box_convs: int = 4,
+        activation: str = "relu",
+        objectness: bool = True,
+    ):
+        super().__init__()
+        self.class_branch = nn.Sequential(*(NormedConv(width, activation) for _ in range(class_convs)))
+        self.box_branch = nn.Sequential(*(NormedConv(width, activation) for _ in range(box_convs)))
+        self.class_predictor = nn.Conv2d(width, anchors_per_cell * num_classes, 3, padding=1)
+        self.box_predictor = nn.Conv2d(width, anchors_per_cell * 4, 3, padding=1)
+        self.object_predictor = nn.Conv2d(width, anchors_per_cell, 3, padding=1) if objectness else None
+        for predictor in (self.class_predictor, self.box_predictor, self.object_predictor):
+            if predictor is not None:
+                nn.init.normal_(predictor.weight, std=0.01)
+                nn.init.zeros_(predictor.bias)
+        nn.init.constant_(self.class_predictor.bias, PRIOR_LOGIT)
+
+    def forward(self, maps: Tensor | list[Tensor]) -> Any:
+        if isinstance(maps, Tensor):
+            return self.forward([maps])[0]
+        class_levels = box_levels = maps
+        for block in self.class_branch:
+            class_levels = block.on_levels(class_levels)
+        for block in self.box_branch:
+            box_levels = block.on_levels(box_levels)
+        return [self._predict(*features) for features in zip(class_levels, box_levels, strict=True)]
+
+    def _predict(self, class_features: Tensor, box_features: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        object_logits = None if self.object_predictor is None else self.object_predictor(box_features)
+        return self.class_predictor(class_features), self.box_predictor(box_features), object_logits
