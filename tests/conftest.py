@@ -26,6 +26,12 @@ def yolox_reference() -> Path:
 
 
 @pytest.fixture(scope="session")
+def yolof_reference() -> Path:
+    """The folder of golden tensors from the official YOLOFs; the test is skipped, with a reason, where it is absent."""
+    return _shared("reference", "yolof")
+
+
+@pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data (blood cells, an evaluation oracle); skipped, with a reason, where it is absent."""
     return _shared("data")

@@ -1,9 +1,9 @@
-"""How a training picture is made out of one, four or five: letterbox, mosaic, affine map, MixUp, colour, mirror.
+"""How a training picture is made out of one, four or five: size, mosaic, affine map, MixUp, colour, mirror, shift.
 
 The functions above `Augmentation` have no randomness: what they do is in their arguments. The `random_*` functions
 below it draw those arguments as the official training does.
 
-Source: YOLOX, section 2.1, "strong data augmentation"; chapter 10.
+Source: YOLOX, section 2.1, "strong data augmentation"; YOLOF, section 5 (random shift); chapter 10.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ from minidet.errors import MinidetError
 
 GREY = 114  # what YOLOX fills empty space with
 
+RESIZES = ("letterbox", "shorter_side", "stretch")  # the ways of `fit_geometry`
+
 Sample = tuple[Tensor, Tensor, Tensor]  # image uint8 [3, H, W], boxes float [N, 4] xyxy, labels int64 [N]
+Fill = float | Sequence[float]  # of empty space: one value for all channels, or one each for red, green and blue
 
 
 # Size ---------------------------------------------------------------------------------------------------------------
@@ -44,6 +47,41 @@ def letterbox_geometry(image_hw: tuple[int, int], size_hw: tuple[int, int]) -> t
     """
     ratio = min(size_hw[0] / image_hw[0], size_hw[1] / image_hw[1])
     return ratio, (max(int(image_hw[0] * ratio), 1), max(int(image_hw[1] * ratio), 1))
+
+
+def fit_geometry(
+    image_hw: tuple[int, int], size_hw: tuple[int, int], resize: str
+) -> tuple[tuple[int, int], tuple[float, float]]:
+    """How large a picture becomes in the three ways of preparing network input.
+
+    Args:
+        image_hw: height and width of the picture.
+        size_hw: of the frame; for "shorter_side" instead the wanted shorter side, and the longest that the longer side
+            may have, such as (800, 1333).
+        resize: "letterbox" keeps the shape and fits into the frame (YOLOX); "shorter_side" keeps the shape and scales
+            one side (YOLOF); "stretch" fills the frame (YOLOF with CSPDarknet-53).
+
+    Returns:
+        The new (height, width), and the factors (x, y) for boxes.
+
+    Source: YOLOX and YOLOF, official codes (for the latter detectron2's ResizeShortestEdge); chapter 07.
+    """
+    if resize == "letterbox":
+        ratio, resized_hw = letterbox_geometry(image_hw, size_hw)
+        return resized_hw, (ratio, ratio)
+    if resize == "stretch":
+        height, width = size_hw
+    elif resize == "shorter_side":
+        shorter, longest = size_hw
+        scale = shorter / min(image_hw)
+        height, width = (shorter if side == min(image_hw) else side * scale for side in image_hw)
+        if max(height, width) > longest:  # in this order, so that halves are rounded as by the official code
+            scale = longest / max(height, width)
+            height, width = height * scale, width * scale
+        height, width = max(int(height + 0.5), 1), max(int(width + 0.5), 1)
+    else:
+        raise MinidetError(f"resize {resize!r} is not known; choose one of {', '.join(RESIZES)}")
+    return (height, width), (width / image_hw[1], height / image_hw[0])
 
 
 def resize(images: Tensor, size_hw: tuple[int, int]) -> Tensor:
@@ -68,17 +106,28 @@ def resize(images: Tensor, size_hw: tuple[int, int]) -> Tensor:
     return resized if images.dim() == 4 else resized[0]
 
 
-def pad(image: Tensor, size_hw: tuple[int, int], fill: float = GREY) -> Tensor:
+def pad(image: Tensor, size_hw: tuple[int, int], fill: Fill = GREY) -> Tensor:
     """Put [3, H, W] into the top-left corner of a frame of at least its size."""
     if image.shape[-2:] == tuple(size_hw):
         return image
-    frame = image.new_full((image.shape[0], *size_hw), fill)
+    frame = empty_frame(image, size_hw, fill)
     frame[:, : image.shape[1], : image.shape[2]] = image
     return frame
 
 
+def empty_frame(like: Tensor, size_hw: tuple[int, int], fill: Fill = GREY) -> Tensor:
+    """[C, *size_hw] of one colour, with the channels, dtype and device of an image [C, H, W]."""
+    return _colour(fill, like).expand(like.shape[0], *size_hw).clone()
+
+
+def _colour(fill: Fill, like: Tensor) -> Tensor:
+    """[1 or 3, 1, 1], in the image's dtype and on its device; rounded where those are whole numbers."""
+    colour = torch.as_tensor(fill, dtype=torch.float32, device=like.device).view(-1, 1, 1)
+    return (colour if like.is_floating_point() else colour.round()).to(like.dtype)
+
+
 def letterbox(
-    image: Tensor, boxes: Tensor, size_hw: tuple[int, int], fill: float = GREY
+    image: Tensor, boxes: Tensor, size_hw: tuple[int, int], fill: Fill = GREY
 ) -> tuple[Tensor, Tensor, float]:
     """Scale a picture to fit into a frame, keeping its shape, and fill the rest on the right or below.
 
@@ -86,7 +135,7 @@ def letterbox(
         image: [3, H, W], uint8 or float.
         boxes: [N, 4] float, xyxy in pixels of `image`.
         size_hw: height and width of the frame.
-        fill: value of the empty space, in the image's own range (114 of 255).
+        fill: value of the empty space, or its red, green and blue, in the image's own range (114 of 255).
 
     Returns:
         The frame [3, *size_hw], the boxes in its pixels, and the ratio: dividing boxes by it leads back.
@@ -145,7 +194,7 @@ def cut_boxes(
     return clipped[keep], labels[keep]
 
 
-# Mirror and colour --------------------------------------------------------------------------------------------------
+# Mirror, shift and colour -------------------------------------------------------------------------------------------
 
 
 def flip_horizontal(image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
@@ -153,6 +202,31 @@ def flip_horizontal(image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
     width = image.shape[-1]
     x1, y1, x2, y2 = boxes.unbind(-1)
     return image.flip(-1), torch.stack([width - x2, y1, width - x1, y2], dim=-1)
+
+
+def shift(sample: Sample, offset_xy: tuple[int, int]) -> Sample:
+    """Move a picture inside its own canvas, with its objects; what leaves the canvas is lost, what it leaves is black.
+
+    YOLOF's anchors stand 32 pixels apart, so a shift of up to 32 shows it every object at every place within a cell.
+
+    Args:
+        sample: image [3, H, W], boxes [N, 4] float xyxy, labels [N].
+        offset_xy: whole pixels to the right and down; negative ones go left and up.
+
+    Returns:
+        Image [3, H, W]; the boxes, clipped, without those of which nothing is left; their labels.
+
+    Source: YOLOF, section 5, numbers from the official code; chapter 10.
+    """
+    image, boxes, labels = sample
+    (x, y), (height, width) = offset_xy, image.shape[-2:]
+    seen = image[:, max(-y, 0) : max(height - y, 0), max(-x, 0) : max(width - x, 0)]
+    moved = torch.zeros_like(image)
+    if seen.numel() > 0:
+        moved[:, max(y, 0) : max(y, 0) + seen.shape[1], max(x, 0) : max(x, 0) + seen.shape[2]] = seen
+    boxes, labels = cut_boxes(boxes + boxes.new_tensor([x, y, x, y]), labels, (height, width))
+    keep = _shorter_side(boxes) > 0
+    return moved, boxes[keep], labels[keep]
 
 
 # OpenCV divides by table lookup: 255 / value and 30 / spread, in units of 1/4096. Its rounding makes its colours.
@@ -263,7 +337,7 @@ def affine_matrix(
     return torch.cat([linear, shift[:, None]], dim=1)
 
 
-def warp_affine(image: Tensor, matrix: Tensor, size_hw: tuple[int, int], fill: float = GREY) -> Tensor:
+def warp_affine(image: Tensor, matrix: Tensor, size_hw: tuple[int, int], fill: Fill = GREY) -> Tensor:
     """Move a picture by an affine map; bilinear, with whole coordinates at pixel centres, as OpenCV's warpAffine.
 
     The result is within 1 of 255 of OpenCV 5's; earlier versions round positions to 1/32 pixel and differ more.
@@ -272,7 +346,7 @@ def warp_affine(image: Tensor, matrix: Tensor, size_hw: tuple[int, int], fill: f
         image: [3, H, W] uint8.
         matrix: [2, 3] float, from image to frame; it must be invertible.
         size_hw: height and width of the frame.
-        fill: value around the image; the outermost pixels blend into it.
+        fill: value (or red, green, blue) around the image; the outermost pixels blend into it.
 
     Returns:
         [3, *size_hw] uint8.
@@ -287,9 +361,10 @@ def warp_affine(image: Tensor, matrix: Tensor, size_hw: tuple[int, int], fill: f
     source_x, source_y = a * x + (b * y + u), c * x + (d * y + v)  # [H, W]
     height, width = image.shape[-2:]
     grid = torch.stack([(2 * source_x + 1) / width - 1, (2 * source_y + 1) / height - 1], dim=-1)  # edges at -1 and 1
-    centred = image[None].float() - fill  # so that the zeros that grid_sample finds outside mean `fill`
+    around = _colour(fill, image).float()
+    centred = image[None].float() - around  # so that the zeros that grid_sample finds outside mean `fill`
     warped = F.grid_sample(centred, grid[None], mode="bilinear", padding_mode="zeros", align_corners=False)
-    return (warped[0] + fill).round_().to(torch.uint8)
+    return (warped[0] + around).round_().to(torch.uint8)
 
 
 def transform_boxes(boxes: Tensor, matrix: Tensor) -> Tensor:
@@ -337,15 +412,20 @@ def mosaic_tile(
 
 
 def mosaic(
-    tiles: Sequence[Sample], centre_xy: tuple[int, int], size_hw: tuple[int, int], min_visible: float = 0.0
+    tiles: Sequence[Sample],
+    centre_xy: tuple[int, int],
+    size_hw: tuple[int, int],
+    min_visible: float = 0.0,
+    fill: Fill = GREY,
 ) -> Sample:
-    """Four pictures around a point, on a grey canvas of twice the input's height and width.
+    """Four pictures around a point, on a plain canvas of twice the input's height and width.
 
     Args:
         tiles: four (image, boxes, labels): top-left, top-right, bottom-left, bottom-right of the centre.
         centre_xy: where their corners meet, in pixels of the canvas.
         size_hw: height and width of the network input.
         min_visible: see `cut_boxes`.
+        fill: colour of the canvas.
 
     Returns:
         Canvas [3, 2H, 2W] and all boxes, clipped to it, with their labels.
@@ -353,7 +433,7 @@ def mosaic(
     Source: YOLOX, section 2.1 (Mosaic is YOLOv4's and ultralytics-YOLOv3's idea); chapter 10.
     """
     canvas_hw = 2 * size_hw[0], 2 * size_hw[1]
-    canvas = tiles[0][0].new_full((3, *canvas_hw), GREY)
+    canvas = empty_frame(tiles[0][0], canvas_hw, fill)
     moved = []
     for position, (image, boxes, _) in enumerate(tiles):
         (x1, y1, x2, y2), (u1, v1, u2, v2) = mosaic_tile(position, centre_xy, tuple(image.shape[-2:]), size_hw)
@@ -409,8 +489,8 @@ def mixup(
 class Augmentation:
     """What may happen to a training picture, and how far. The defaults are those of yolox-s and larger.
 
-    `Augmentation(mosaic_prob=0, hsv_prob=0, flip_prob=0)` leaves pictures as they are. A range is (lowest, highest);
-    a single number means "up to this far either way".
+    `Augmentation(mosaic_prob=0, hsv_prob=0, flip_prob=0)` leaves pictures as they are; YOLOF's is `FLIP_AND_SHIFT`. A
+    range is (lowest, highest); a single number means "up to this far either way".
 
     Raises:
         MinidetError: a value makes no sense; the text names the field.
@@ -430,6 +510,8 @@ class Augmentation:
     hsv_prob: float = 1.0  # colour jitter
     hsv_gains: tuple[int, int, int] = (5, 30, 30)  # up to so many 8-bit steps of hue, saturation, value
     flip_prob: float = 0.5  # mirror
+    shift_prob: float = 0.0  # YOLOF (0.5): the picture moves inside its own canvas
+    shift_max: int = 32  # pixels of that, from -32 to 31 along each axis
     min_box_side: float = 1.0  # pixels; a box must be wider and higher than this
     min_visible: float = 0.0  # not in YOLOX: smallest share of its area that a box must keep at each cut
     max_labels: int = (
@@ -454,8 +536,14 @@ class Augmentation:
                 raise MinidetError(f"augmentation: {field.name} is {value}, but it must not be negative.")
         if self.shear >= 45:  # two shears of 45 degrees flatten a picture to a line
             raise MinidetError(f"augmentation: shear is {self.shear} degrees, but it must be below 45.")
-        if self.max_labels < 1:
-            raise MinidetError(f"augmentation: max_labels is {self.max_labels}, but it must be at least 1.")
+        for name in ("max_labels", "shift_max"):
+            value = getattr(self, name)
+            if value < 1 or value != int(value):
+                raise MinidetError(f"augmentation: {name} is {value}, but it must be a whole number, at least 1.")
+
+
+# YOLOF's published augmentation, all of it: a mirror and a shift, and boxes of any size count.
+FLIP_AND_SHIFT = Augmentation(mosaic_prob=0, mixup_prob=0, hsv_prob=0, shift_prob=0.5, min_box_side=0)
 
 
 def random_affine(
@@ -465,6 +553,7 @@ def random_affine(
     augmentation: Augmentation,
     rng: np.random.Generator,
     centred: bool = False,
+    fill: Fill = GREY,
 ) -> Sample:
     """An affine map with random numbers: `sample` of any size becomes a frame of `size_hw`, with its boxes clipped."""
     image, boxes, labels = sample
@@ -480,28 +569,34 @@ def random_affine(
         centred=centred,
     )
     boxes, labels = cut_boxes(transform_boxes(boxes, matrix), labels, size_hw, a.min_visible)
-    return warp_affine(image, matrix, size_hw), boxes, labels
+    return warp_affine(image, matrix, size_hw, fill), boxes, labels
 
 
 def random_mosaic(
-    tiles: Sequence[Sample], size_hw: tuple[int, int], augmentation: Augmentation, rng: np.random.Generator
+    tiles: Sequence[Sample],
+    size_hw: tuple[int, int],
+    augmentation: Augmentation,
+    rng: np.random.Generator,
+    fill: Fill = GREY,
 ) -> Sample:
     """Four pictures around a random point, and of that canvas what a random affine map shows: [3, *size_hw]."""
     height, width = size_hw
     y = int(rng.uniform(0.5 * height, 1.5 * height))
     x = int(rng.uniform(0.5 * width, 1.5 * width))
-    canvas = mosaic(tiles, (x, y), size_hw, augmentation.min_visible)
-    return random_affine(canvas, size_hw, augmentation.mosaic_scale, augmentation, rng)
+    canvas = mosaic(tiles, (x, y), size_hw, augmentation.min_visible, fill)
+    return random_affine(canvas, size_hw, augmentation.mosaic_scale, augmentation, rng, fill=fill)
 
 
-def random_mixup(sample: Sample, other: Sample, augmentation: Augmentation, rng: np.random.Generator) -> Sample:
+def random_mixup(
+    sample: Sample, other: Sample, augmentation: Augmentation, rng: np.random.Generator, fill: Fill = GREY
+) -> Sample:
     """MixUp with a random size, mirror and window. `other` is a picture that fits into the frame of `sample`."""
     height, width = sample[0].shape[-2:]
     scale = rng.uniform(*augmentation.mixup_scale)
     flip = rng.random() < 0.5
     y = int(rng.integers(max(int(height * scale) - height, 1)))
     x = int(rng.integers(max(int(width * scale) - width, 1)))
-    other = pad(other[0], (height, width)), other[1], other[2]
+    other = pad(other[0], (height, width), fill), other[1], other[2]
     return mixup(sample, other, scale, flip, (x, y), augmentation.min_visible)
 
 
@@ -511,17 +606,33 @@ def random_hsv(image: Tensor, augmentation: Augmentation, rng: np.random.Generat
     return hsv_jitter(image, *(int(offset) for offset in offsets))  # int() cuts towards 0, as the official code does
 
 
-def finish(sample: Sample, size_hw: tuple[int, int], augmentation: Augmentation, rng: np.random.Generator) -> Sample:
-    """The last steps, which every training picture goes through: colour, mirror, padding, and the choice of boxes.
+def random_shift(sample: Sample, augmentation: Augmentation, rng: np.random.Generator) -> Sample:
+    """Shift a picture by whole pixels, uniform from -shift_max to shift_max - 1 along each axis, or leave it alone."""
+    if rng.random() >= augmentation.shift_prob:
+        return sample
+    x, y = rng.integers(-augmentation.shift_max, augmentation.shift_max, size=2)
+    return shift(sample, (int(x), int(y)))
+
+
+def finish(
+    sample: Sample,
+    size_hw: tuple[int, int],
+    augmentation: Augmentation,
+    rng: np.random.Generator,
+    fill: Fill = GREY,
+) -> Sample:
+    """The last steps, which every training picture goes through: colour, mirror, shift, padding, choice of boxes.
 
     A picture without objects is only padded. Where no box is large enough in the end, the picture without colour and
     mirror is taken, with all its boxes, small ones included (but none without area: nothing could be learned from it).
+    The shift comes after that choice and may push the last box out of the picture, as in YOLOF's official code.
 
     Args:
         sample: image [3, h, w] uint8 that fits into the frame, boxes in its pixels, labels.
         size_hw: height and width of the network input.
-        augmentation: hsv, flip, min_box_side and max_labels are used.
+        augmentation: hsv, flip, shift, min_box_side and max_labels are used.
         rng: source of chance.
+        fill: colour of the padding.
 
     Returns:
         Image [3, *size_hw] uint8, at most `max_labels` boxes, and their labels.
@@ -539,8 +650,10 @@ def finish(sample: Sample, size_hw: tuple[int, int], augmentation: Augmentation,
             image, boxes, labels = sample
             keep = _shorter_side(boxes) > 0
         boxes, labels = boxes[keep], labels[keep]
+        if augmentation.shift_prob > 0:  # YOLOX draws no number for it
+            image, boxes, labels = random_shift((image, boxes, labels), augmentation, rng)
     most = augmentation.max_labels
-    return pad(image, size_hw), boxes[:most], labels[:most]
+    return pad(image, size_hw, fill), boxes[:most], labels[:most]
 
 
 def random_size(rng: np.random.Generator, heights: tuple[int, int], input_hw: tuple[int, int]) -> tuple[int, int]:

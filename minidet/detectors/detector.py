@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from minidet.assign import Assignment, DensePredictions
 from minidet.boxes import clip_boxes
-from minidet.data.augment import letterbox
+from minidet.data.augment import GREY, RESIZES, fit_geometry
+from minidet.data.augment import resize as resize_image
 from minidet.errors import MinidetError
 
 Images = Sequence[Tensor] | Tensor
@@ -32,12 +33,18 @@ class Detector(nn.Module):
         name: the variant's name in `minidet.list_models()`.
         num_classes: C.
         class_names: C names, or None when nobody told.
-        input_hw: (height, width) that pictures are letterboxed to.
+        input_hw: (height, width) that pictures are brought to; see `resize`.
+        resize: how; one of the three ways of `minidet.data.augment.fit_geometry`. In "shorter_side" `input_hw` is the
+            wanted shorter side and the most that the longer side may have.
+        pad_rgb: colour (of 255) of what is added on the right and below, where a picture does not fill its frame.
+        size_divisor: the sides of a network input are multiples of this.
         use_l1: adds the L1 term to the losses; YOLOX's recipe turns it on for the last epochs.
         last_assignment: who learned what in the latest training step.
     """
 
-    size_divisor = 32  # sides of a network input are multiples of this: the stride of the coarsest level
+    resize: str = "letterbox"
+    pad_rgb: tuple[float, float, float] = (GREY, GREY, GREY)
+    size_divisor = 32
 
     def __init__(self, config: Any, name: str):
         super().__init__()
@@ -45,7 +52,7 @@ class Detector(nn.Module):
         self.name = name
         self.num_classes: int = config.num_classes
         self.class_names: list[str] | None = list(config.class_names) if config.class_names else None
-        self.input_hw: tuple[int, int] = check_input_size(config.input_hw, name)
+        self.set_input_size(config.input_hw)
         self.use_l1 = False
         self.last_assignment: Assignment | None = None
 
@@ -75,9 +82,9 @@ class Detector(nn.Module):
 
         Args:
             images: pictures, or network input.
-                A list of [3, H, W] tensors of any size is pictures: each is letterboxed to `input_hw`; targets and
+                A list of [3, H, W] tensors of any size is pictures: each is brought to `input_hw`; targets and
                 predictions are in the picture's own pixels. One tensor [B, 3, H, W] is network input, used as it is; H
-                and W are multiples of 32. Both RGB, uint8 from 0 to 255 or float from 0 to 1.
+                and W are multiples of `size_divisor`. Both RGB, uint8 from 0 to 255 or float from 0 to 1.
             targets: in training, for each image `boxes` [N, 4] float xyxy in pixels and `labels` [N] int64. N may be 0.
 
         Returns:
@@ -98,14 +105,15 @@ class Detector(nn.Module):
                 self.last_assignment = assignment
                 return self.losses_of(predictions, assignment, targets)
 
-        x, ratios = self.network_input(images)
+        x, scales = self.network_input(images)
         predictions = self.dense_of(x)
         scores = predictions.class_scores()
         results = []
-        for image, boxes, image_scores, ratio in zip(images, predictions.boxes, scores, ratios, strict=True):
+        for image, boxes, image_scores, scale in zip(images, predictions.boxes, scores, scales, strict=True):
             found = self.select(boxes, image_scores)
-            found["boxes"] = clip_boxes(found["boxes"] / ratio, tuple(image.shape[-2:]))
-            results.append(found)
+            found["boxes"] = clip_boxes(found["boxes"] / _scale_of_boxes(boxes, scale), tuple(image.shape[-2:]))
+            inside = (found["boxes"][:, 2:] > found["boxes"][:, :2]).all(dim=1)  # not wholly outside the picture
+            results.append({key: value[inside] for key, value in found.items()})
         return results
 
     def features(self, images: Images) -> dict[str, Tensor]:
@@ -124,30 +132,45 @@ class Detector(nn.Module):
 
     # From pictures to network input.
 
-    def set_input_size(self, input_hw: tuple[int, int]) -> None:
-        """Letterbox pictures to another (height, width) from now on; every variant takes all multiples of 32."""
-        self.input_hw = check_input_size(input_hw, self.name)
+    def set_input_size(self, input_hw: Sequence[int]) -> None:
+        """Bring pictures to another (height, width) from now on.
+
+        Raises:
+            MinidetError: the network cannot take it.
+        """
+        if self.resize not in RESIZES:
+            raise MinidetError(f"{self.name}: resize {self.resize!r} is not known; choose one of {', '.join(RESIZES)}")
+        divisor = 1 if self.resize == "shorter_side" else self.size_divisor
+        if len(input_hw) != 2 or any(side < 1 or side % divisor for side in input_hw):
+            raise MinidetError(
+                f"{self.name}: input_hw is (height, width), multiples of {divisor}, not {tuple(input_hw)}"
+            )
+        self.input_hw: tuple[int, int] = (int(input_hw[0]), int(input_hw[1]))
 
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
-    def network_input(self, images: Images) -> tuple[Tensor, list[float]]:
-        """What the network sees, and each image's scale (input / picture): float [B, 3, H, W] from 0 to 255, and B."""
+    def network_input(self, images: Images) -> tuple[Tensor, list[tuple[float, float]]]:
+        """What the network sees, float [B, 3, H, W] from 0 to 255; and each image's factors (x, y), input / picture."""
         if isinstance(images, Tensor):
             self._check_batch(images)
-            return _to_255(images.to(self.device, non_blocking=True)), [1.0] * len(images)
+            return _to_255(images.to(self.device, non_blocking=True)), [(1.0, 1.0)] * len(images)
         if not images:
             raise ValueError("there is no image in the list; give at least one [3, H, W] tensor")
-        boxed, ratios = [], []
+        resized, scales = [], []
         for index, image in enumerate(images):
             _check_picture(image, index)
-            picture, _, ratio = letterbox(
-                image.to(self.device), torch.zeros(0, 4), self.input_hw, fill=_grey_for(image)
-            )
-            boxed.append(_to_255(picture))
-            ratios.append(ratio)
-        return torch.stack(boxed), ratios
+            size_hw, scale = fit_geometry(tuple(image.shape[-2:]), self.input_hw, self.resize)
+            resized.append(_to_255(resize_image(image.to(self.device), size_hw)))
+            scales.append(scale)
+        frame_hw = self.input_hw
+        if self.resize == "shorter_side":  # as large as this batch needs
+            frame_hw = tuple(max(picture.shape[axis] for picture in resized) for axis in (1, 2))
+        x = resized[0].new_tensor(self.pad_rgb).view(1, 3, 1, 1).repeat(len(resized), 1, *frame_hw)
+        for place, picture in zip(x, resized, strict=True):
+            place[:, : picture.shape[1], : picture.shape[2]] = picture
+        return x, scales
 
     def network_targets(self, images: Images, targets: Sequence[Target]) -> list[Target]:
         """The targets in pixels of the network input, on the model's device, checked."""
@@ -158,7 +181,8 @@ class Detector(nn.Module):
             self._check_target(target, index)
             boxes = target["boxes"].to(self.device, torch.float32, non_blocking=True)
             if not isinstance(images, Tensor):
-                boxes = boxes * _ratio(tuple(image.shape[-2:]), self.input_hw)
+                _, scale = fit_geometry(tuple(image.shape[-2:]), self.input_hw, self.resize)
+                boxes = boxes * _scale_of_boxes(boxes, scale)
             scaled.append({"boxes": boxes, "labels": target["labels"].to(self.device, non_blocking=True)})
         return scaled
 
@@ -187,21 +211,17 @@ class Detector(nn.Module):
         if boxes.device.type == "cpu" and len(boxes):  # looking at values on a GPU would make it wait
             if not bool(boxes.isfinite().all()):
                 raise ValueError(f"{where}: a box has NaN or infinite coordinates")
-            if not bool((boxes[:, 2:] >= boxes[:, :2]).all()):
-                raise ValueError(f"{where}: boxes are (x1, y1, x2, y2) with x1 <= x2 and y1 <= y2; one is not")
+            wrong = (boxes[:, 2:] <= boxes[:, :2]).any(dim=1).nonzero().flatten().tolist()
+            if wrong:
+                raise ValueError(
+                    f"{where}: boxes are (x1, y1, x2, y2) with x1 < x2 and y1 < y2; boxes[{wrong[0]}] is "
+                    f"{[round(x, 3) for x in boxes[wrong[0]].tolist()]}. Leave boxes without area out."
+                )
             if int(labels.min()) < 0 or int(labels.max()) >= self.num_classes:
                 raise ValueError(
                     f"{where}: labels go from 0 to {self.num_classes - 1} (num_classes={self.num_classes}), "
                     f"these from {int(labels.min())} to {int(labels.max())}"
                 )
-
-
-def check_input_size(input_hw: Sequence[int], name: str) -> tuple[int, int]:
-    """The size as a tuple, if a network can take it; otherwise a MinidetError."""
-    divisor = Detector.size_divisor
-    if len(input_hw) != 2 or any(side < divisor or side % divisor for side in input_hw):
-        raise MinidetError(f"{name}: input_hw is (height, width), multiples of {divisor}, not {tuple(input_hw)}")
-    return int(input_hw[0]), int(input_hw[1])
 
 
 def _check_picture(image: Tensor, index: int) -> None:
@@ -214,12 +234,8 @@ def _to_255(images: Tensor) -> Tensor:
     return images * 255.0 if images.is_floating_point() else images.float()
 
 
-def _grey_for(image: Tensor) -> float:
-    return 114 / 255 if image.is_floating_point() else 114
-
-
-def _ratio(image_hw: tuple[int, int], input_hw: tuple[int, int]) -> float:
-    return min(input_hw[0] / image_hw[0], input_hw[1] / image_hw[1])
+def _scale_of_boxes(boxes: Tensor, scale_xy: tuple[float, float]) -> Tensor:
+    return boxes.new_tensor([*scale_xy, *scale_xy])
 
 
 def _full_precision(x: Tensor) -> torch.autocast:

@@ -14,13 +14,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as tensors_to_bytes
 
-from minidet.assign import SimOTA
+from minidet.assign import ATSS, CentreSampling, MaxIoU, OneToOne, SimOTA, UniformMatching
 from minidet.detectors.detector import Detector
 from minidet.detectors.zoo import create_model, model_card
 from minidet.errors import WeightsError
 from minidet.files import atomic_write
 
-ASSIGNERS = {"SimOTA": SimOTA}
+ASSIGNERS = {kind.__name__: kind for kind in (ATSS, CentreSampling, MaxIoU, OneToOne, SimOTA, UniformMatching)}
 
 
 def model_description(model: Detector) -> dict[str, Any]:
@@ -36,11 +36,10 @@ def model_from_description(description: dict[str, Any]) -> Detector:
     """A fresh model with the settings of `model_description`."""
     settings = dict(description)
     name = settings.pop("name")
-    assigner = dict(settings.pop("assigner"))
+    assigner = {key: tuple(value) if isinstance(value, list) else value for key, value in settings["assigner"].items()}
     settings["assigner"] = ASSIGNERS[assigner.pop("type")](**assigner)
-    for key in ("pixel_mean", "pixel_std"):
-        settings[key] = tuple(settings[key])
-    return create_model(name, **settings)
+    tuples = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}  # no lists
+    return create_model(name, **tuples)
 
 
 def save_weights(model: Detector, path: str | Path) -> None:

@@ -1,16 +1,18 @@
 """Every named variant, as data, and the function that builds one.
 
-Source: YOLOX, sections 2 and 3, and the published model cards.
+Source: YOLOX, sections 2 and 3, YOLOF, section 5, and the published model cards.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from minidet.assign import UniformMatching
 from minidet.detectors.detector import Detector
+from minidet.detectors.yolof import YOLOF, YOLOFConfig
 from minidet.detectors.yolox import YOLOX, YOLOXConfig
 from minidet.errors import MinidetError
 
@@ -19,10 +21,10 @@ from minidet.errors import MinidetError
 class ModelCard:
     """What was published about a variant. Figures are for 80 classes at the test size."""
 
-    config: YOLOXConfig
-    params: int  # trained parameters
-    gflops: float  # as published: multiply and add count two
-    ap: float  # COCO val2017 AP, in percent, of the published weights
+    config: YOLOXConfig | YOLOFConfig
+    params: int  # trained parameters; frozen ones are not among them
+    gflops: float  # multiply and add count two; YOLOF's are measured at 800 x 1344 (cspdarknet53 608 x 608)
+    ap: float | None  # COCO val2017 AP, in percent, of the published weights
     paper: str
 
     @property
@@ -31,6 +33,36 @@ class ModelCard:
 
 
 _PAPER = "YOLOX, arXiv 2107.08430"
+_YOLOF = "YOLOF, arXiv 2103.09460"
+
+_DC5 = YOLOFConfig(
+    dilated=True,
+    dilations=(4, 8, 12, 16),
+    anchor_sizes=(16, 32, 64, 128, 256, 512),
+    assigner=UniformMatching(k=8, min_anchor_iou=0.1),
+)
+_CSP_DC5 = YOLOFConfig(
+    backbone="cspdarknet53",
+    dilated=True,
+    dilations=(1, 2, 3, 4, 5, 6, 7, 8),
+    activation="leaky_relu",
+    anchor_sizes=(16, 32, 64, 128, 256, 512),
+    assigner=UniformMatching(k=4, min_anchor_iou=0.1),  # the authors' first code has k = 8, their second 4
+    input_hw=(608, 608),
+    resize="stretch",
+)
+# For the course: everything learns from scratch on small pictures, so nothing is frozen.
+_R18 = YOLOFConfig(
+    backbone="resnet18",
+    stride_in_1x1=False,
+    frozen_norm=False,
+    frozen_stages=0,
+    width=256,
+    mid_width=64,
+    pixel_std=(58.395, 57.12, 57.375),
+    input_hw=(320, 320),
+    resize="letterbox",
+)
 
 ZOO: dict[str, ModelCard] = {
     "yolox-nano": ModelCard(
@@ -42,6 +74,15 @@ ZOO: dict[str, ModelCard] = {
     "yolox-l": ModelCard(YOLOXConfig(depth=1.00, width=1.00), 54_208_895, 155.6, 49.7, _PAPER),
     "yolox-x": ModelCard(YOLOXConfig(depth=1.33, width=1.25), 99_071_455, 281.9, 51.1, _PAPER),
     "yolox-darknet53": ModelCard(YOLOXConfig(backbone="darknet53"), 63_724_767, 185.3, 47.7, _PAPER),
+    "yolof-r18-c5": ModelCard(_R18, 16_705_257, 13.2, None, _YOLOF),
+    "yolof-r50-c5": ModelCard(YOLOFConfig(), 43_890_601, 209.0, 37.7, _YOLOF),
+    "yolof-r50-dc5": ModelCard(_DC5, 44_282_366, 436.6, 39.2, _YOLOF),
+    "yolof-r101-c5": ModelCard(YOLOFConfig(backbone="resnet101"), 62_830_505, 368.2, 39.8, _YOLOF),
+    "yolof-r101-dc5": ModelCard(replace(_DC5, backbone="resnet101"), 63_222_270, 595.6, 40.5, _YOLOF),
+    "yolof-x101-c5": ModelCard(
+        YOLOFConfig(backbone="resnext101-64x4d", stride_in_1x1=False), 101_463_977, 706.6, 42.2, _YOLOF
+    ),
+    "yolof-cspdarknet53-dc5": ModelCard(_CSP_DC5, 48_011_006, 174.6, 41.2, _YOLOF),
 }
 
 
@@ -88,10 +129,10 @@ def create_model(name: str, num_classes: int = 80, **changes: Any) -> Detector:
         changes["input_hw"] = tuple(int(side) for side in changes["input_hw"])
     config = dataclasses.replace(card.config, num_classes=num_classes, **changes)
     _check(name, config)
-    return YOLOX(config, name)
+    return YOLOX(config, name) if isinstance(config, YOLOXConfig) else YOLOF(config, name)
 
 
-def _check(name: str, config: YOLOXConfig) -> None:
+def _check(name: str, config: YOLOXConfig | YOLOFConfig) -> None:
     if config.num_classes < 1:
         raise MinidetError(f"{name}: num_classes is at least 1, not {config.num_classes}")
     if config.class_names is not None and len(config.class_names) != config.num_classes:

@@ -90,8 +90,8 @@ def test_bytes_and_fractions_of_one_mean_the_same():
 def test_training_on_pictures_equals_training_on_their_letterboxed_batch():
     model = tiny().train()
     picture = torch.randint(256, (3, 48, 64), dtype=torch.uint8)
-    batch, ratios = model.network_input([picture])
-    assert ratios == [2.0]
+    batch, scales = model.network_input([picture])
+    assert scales == [(2.0, 2.0)]
     on_picture = model([picture], [target(((5.0, 6.0, 30.0, 35.0),))])
     on_batch = model(batch / 255, [target(((10.0, 12.0, 60.0, 70.0),))])
     for name, value in on_picture.items():
@@ -153,7 +153,11 @@ BAD = {
     "labels too large": ([target(labels=(3,))], "labels go from 0 to 2 .*these from 3 to 3"),
     "labels negative": ([target(labels=(-1,))], "these from -1"),
     "NaN": ([target(((float("nan"), 0.0, 1.0, 1.0),))], r"targets\[0\]: a box has NaN"),
-    "turned round": ([target(((50.0, 0.0, 1.0, 9.0),))], "x1 <= x2"),
+    "turned round": ([target(((50.0, 0.0, 1.0, 9.0),))], r"x1 < x2 and y1 < y2; boxes\[0\] is \[50.0, 0.0, 1.0, 9.0\]"),
+    "no width": (
+        [target(((0.0, 0.0, 5.0, 9.0), (7.0, 0.0, 7.0, 9.0)), (1, 2))],
+        r"boxes\[1\] is \[7.0, 0.0, 7.0, 9.0\]",
+    ),
     "no labels": ([{"boxes": torch.zeros(0, 4)}], "needs 'boxes' and 'labels'"),
     "shapes differ": ([{"boxes": torch.zeros(2, 4), "labels": torch.zeros(1, dtype=torch.int64)}], "these are"),
     "float labels": ([{"boxes": torch.zeros(1, 4), "labels": torch.zeros(1)}], "int64"),

@@ -43,8 +43,11 @@ def test_each_variant_runs_forwards_and_backwards(name):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
+YOLOF_NAMES = "r18-c5 r50-c5 r50-dc5 r101-c5 r101-dc5 x101-c5 cspdarknet53-dc5".split()
+
+
 def test_the_list_of_names_is_the_zoo():
-    assert minidet.list_models() == list(PUBLISHED)
+    assert minidet.list_models() == [*PUBLISHED, *(f"yolof-{name}" for name in YOLOF_NAMES)]
 
 
 @pytest.mark.parametrize(
