@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from minidet.errors import RunError
+from minidet.evaluation.predict import evaluation_mode
 
 if TYPE_CHECKING:
     from minidet.assign import Assignment
@@ -135,11 +136,11 @@ def save_pictures(model: nn.Module, data: Any, metrics: list[dict[str, Any]], fo
     scenes = []
     for_ap = model.nms_threshold, model.class_agnostic
     model.nms_threshold, model.class_agnostic = 0.45, True  # one box an object is what a person wants to see
-    for index in chosen:
-        image = data.image(index)
-        with torch.inference_mode():
+    with evaluation_mode(model), torch.no_grad():  # not inference_mode: without an average, this model is still trained
+        for index in chosen:
+            image = data.image(index)
             (found,) = model([image])
-        sure = found["scores"] >= 0.3
-        scenes.append(Scene(image, {name: value[sure].cpu() for name, value in found.items()}, data.target(index)))
+            sure = found["scores"] >= 0.3
+            scenes.append(Scene(image, {name: value[sure].cpu() for name, value in found.items()}, data.target(index)))
     model.nms_threshold, model.class_agnostic = for_ap
     save_figure(draw_gallery(scenes, class_names=data.class_names), folder / "predictions.png")

@@ -21,7 +21,7 @@ class TrainingState:
     """A training run between two steps.
 
     Attributes:
-        model, optimizer, ema, scaler: what learns, and how.
+        model, optimizer, ema, scaler: what learns, and how; ema is None where no average is kept.
         epoch: the one that is going on, from 0.
         step: steps done in it; as many as an epoch has when it is complete.
         iteration: steps done in all.
@@ -31,13 +31,18 @@ class TrainingState:
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    ema: Ema
+    ema: Ema | None
     scaler: torch.amp.GradScaler
     epoch: int = 0
     step: int = 0
     iteration: int = 0
     losses: LossLog = field(default_factory=LossLog)
     seconds: float = 0.0
+
+    @property
+    def kept_model(self) -> nn.Module:
+        """The model that is judged and saved: the average, or without one the trained model itself."""
+        return self.model if self.ema is None else self.ema.model
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values for `save_checkpoint`, the state of the random generators included."""
@@ -49,7 +54,7 @@ class TrainingState:
             "seconds": self.seconds,
             "losses": self.losses.state_dict(),
             "model": self.model.state_dict(),
-            "ema": self.ema.state_dict(),
+            "ema": None if self.ema is None else self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "random": random_state(),
@@ -65,7 +70,8 @@ class TrainingState:
             raise RunError(f"the checkpoint has format {state.get('format')}, but this minidet reads format {FORMAT}.")
         try:
             self.model.load_state_dict(state["model"])
-            self.ema.load_state_dict(state["ema"])
+            if self.ema is not None:
+                self.ema.load_state_dict(state["ema"])
             self.optimizer.load_state_dict(state["optimizer"])
             if self.scaler.is_enabled() and state["scaler"]:
                 self.scaler.load_state_dict(state["scaler"])
