@@ -1,9 +1,10 @@
-"""yolox-nano on BCCD from scratch: the README's command for several seeds, and a record of what came out.
+"""A detector on BCCD from scratch: the README's command for several seeds, and a record of what came out.
 
     python benchmarks/bccd.py --data data/bccd --seeds 0 1 2
+    python benchmarks/bccd.py --data data/bccd --seeds 0 1 --model yolof-r18-c5 --epochs 60 --precision bf16
 
-Writes benchmarks/results/bccd_yolox_nano.json: the command, the hardware, and for each seed AP, AP50 and the seconds
-that training, evaluation and everything else took. One run at a time; nothing else should run on the machine.
+Writes benchmarks/results/bccd_MODEL.json: the command, the hardware, and for each seed AP, AP50 and the seconds that
+training, evaluation and everything else took. One run at a time; nothing else should run on the machine.
 """
 
 from __future__ import annotations
@@ -20,20 +21,23 @@ import tyro
 
 from minidet.files import read_json, write_json
 
-COMMAND = ["--model", "yolox-nano", "--recipe", "course", "--input-size", "256", "320"]
-RESULTS = Path(__file__).parent / "results" / "bccd_yolox_nano.json"
+RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True)
 class Options:
     data: Path = Path("data/bccd")  # made by `minidet data fetch bccd`
+    model: str = "yolox-nano"  # which detector
     epochs: int = 75  # passes over the 205 training pictures
+    precision: str = "fp32"  # of the network
     seeds: tuple[int, ...] = (0, 1, 2)  # one run each
-    out: Path = RESULTS  # where the record goes
+    out: Path | None = None  # where the record goes, by default results/bccd_MODEL.json
 
 
 def main(options: Options) -> None:
-    command = ["train", str(options.data), *COMMAND, "--epochs", str(options.epochs)]
+    command = ["train", str(options.data), "--model", options.model, "--recipe", "course", "--input-size", "256", "320"]
+    command += ["--epochs", str(options.epochs), "--precision", options.precision]
+    out = options.out or RESULTS / f"bccd_{options.model.replace('-', '_')}.json"
     record = {"command": " ".join(["minidet", *command]), "runs": []}
     for seed in options.seeds:
         with tempfile.TemporaryDirectory() as folder:
@@ -60,7 +64,7 @@ def main(options: Options) -> None:
                 "whole_command_seconds": round(seconds, 1),
             }
         )
-        write_json(options.out, record, indent=2)
+        write_json(out, record, indent=2)
         print(record["runs"][-1])
 
 

@@ -44,6 +44,7 @@ class ShapesConfig:
     crowd_share: float = 0.15  # share of pictures with a crowd: 6 to 16 more objects, small and close together
     empty_share: float = 0.01  # share of pictures without any object
     min_visible: float = 0.3  # an object of which less than this share can be seen is not drawn at all
+    one_class: bool = False  # call them all "shape": finding is learned in minutes, telling eight kinds apart is not
 
     def __post_init__(self) -> None:
         for name in ("image_hw", "objects"):  # a command line or a JSON file gives lists
@@ -60,6 +61,8 @@ class ShapesConfig:
         low, high = self.objects
         if not 0 <= low <= high <= 100:
             raise DataError(f"ShapesConfig.objects is {self.objects}; it needs 0 <= fewest <= most <= 100.")
+        if not isinstance(self.one_class, bool):
+            raise DataError(f"ShapesConfig.one_class is {self.one_class!r}; it needs True or False.")
         for name in ("min_side", "max_side", "crowd_share", "empty_share", "min_visible"):
             if not isinstance(getattr(self, name), int | float) or isinstance(getattr(self, name), bool):
                 raise DataError(f"ShapesConfig.{name} is {getattr(self, name)!r}; it needs a number.")
@@ -536,7 +539,10 @@ def make_shapes(folder: str | Path, config: ShapesConfig | None = None, progress
     counts = {split: getattr(config, split) for split in SPLITS}
     if not any(counts.values()):
         raise DataError("ShapesConfig.train, .val and .test are all 0: there is nothing to draw.")
-    manifest = json.loads(json.dumps({"dataset": "shapes", "version": _VERSION, "config": asdict(config)}))
+    settings = asdict(config)
+    if not config.one_class:
+        del settings["one_class"]  # folders that were drawn before there was a choice stay good
+    manifest = json.loads(json.dumps({"dataset": "shapes", "version": _VERSION, "config": settings}))
     _claim(folder, manifest)
     missing = [split for split in SPLITS if not _is_whole(folder, split, counts[split])]
     total = sum(counts[split] for split in missing)
@@ -607,11 +613,13 @@ def _draw_split(folder: Path, split: str, config: ShapesConfig, bar: tqdm) -> No
             Image.fromarray(scene.image).save(file, "JPEG", quality=92, subsampling=0)
         images.append({"id": image_id, "file_name": path.name, "height": height, "width": width, "license": 1})
         for box, label, visible in zip(scene.boxes.tolist(), scene.labels, scene.visible, strict=True):
-            annotation = {"id": len(annotations) + 1, "image_id": image_id, "category_id": int(label) + 1}
+            category = 1 if config.one_class else int(label) + 1
+            annotation = {"id": len(annotations) + 1, "image_id": image_id, "category_id": category}
             bbox = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
             annotations.append({**annotation, "bbox": bbox, "area": int(visible), "iscrowd": 0})
         bar.update()
-    categories = [{"id": k, "name": name, "supercategory": "shape"} for k, name in enumerate(CLASS_NAMES, start=1)]
+    names = ("shape",) if config.one_class else CLASS_NAMES
+    categories = [{"id": k, "name": name, "supercategory": "shape"} for k, name in enumerate(names, start=1)]
     write_json(
         annotations_path,
         {

@@ -358,3 +358,17 @@ def test_nothing_to_draw_is_an_error(tmp_path):
 
 def test_lists_from_a_command_line_or_json_make_the_same_configuration():
     assert ShapesConfig(image_hw=[96, 128], objects=[1, 2]) == ShapesConfig(image_hw=(96, 128), objects=(1, 2))
+
+
+def test_with_one_class_only_the_labels_differ(tmp_path):
+    settings = {"train": 2, "val": 0, "test": 0, "image_hw": (64, 96), "min_side": 12}
+    many = make_shapes(tmp_path / "many", ShapesConfig(**settings), progress=False)
+    one = make_shapes(tmp_path / "one", ShapesConfig(**settings, one_class=True), progress=False)
+    documents = [json.loads((folder / "annotations" / "instances_train.json").read_text()) for folder in (many, one)]
+    assert [category["name"] for category in documents[1]["categories"]] == ["shape"]
+    assert {annotation["category_id"] for annotation in documents[1]["annotations"]} == {1}
+    assert [a["bbox"] for a in documents[0]["annotations"]] == [a["bbox"] for a in documents[1]["annotations"]]
+    assert (many / "train" / "000001.jpg").read_bytes() == (one / "train" / "000001.jpg").read_bytes()
+    assert "one_class" not in json.loads((many / "shapes.json").read_text())["config"]
+    with pytest.raises(DataError, match="one_class is None there, True asked for"):
+        make_shapes(many, ShapesConfig(**settings, one_class=True), progress=False)
