@@ -1,4 +1,4 @@
-"""The command line: `minidet models`, `data`, `train`, `eval`, `predict`, `import-official` and `demo`.
+"""The command line: `minidet models`, `data`, `train`, `ablate`, `eval`, `predict`, `import-official` and `demo`.
 
 Each command is a dataclass: its fields are the options, the comments behind them the help. Chapter 00 and the README
 use them all.
@@ -17,25 +17,43 @@ import torch
 import tyro
 from tyro.conf import Positional, arg, subcommand
 
-from minidet.assign import SimOTA
+from minidet.assign import ATSS, Assigner, CentreSampling, MaxIoU, OneToOne, SimOTA, UniformMatching
 from minidet.data.check import check_dataset, format_faults
 from minidet.data.coco import CocoDataset, load_split
 from minidet.data.fetch import FETCHABLE, fetch
 from minidet.data.images import read_image
 from minidet.data.shapes import ShapesConfig, make_shapes
 from minidet.detectors import ZOO, Detector, create_model, load_model, load_official, save_weights
+from minidet.detectors.imagenet import IMAGENET_STD, load_backbone_weights
 from minidet.detectors.weights import transfer_weights
 from minidet.errors import DataError, MinidetError, RunError
 from minidet.evaluation.average_precision import AveragePrecision, evaluate, evaluate_detections
 from minidet.evaluation.predict import predict_dataset
 from minidet.files import write_json
+from minidet.training.ablation import Study, ablate
+from minidet.training.ablation_report import format_table
+from minidet.training.cells import FAMILIES
 from minidet.training.hardware import choose_device, evaluation_workers
 from minidet.training.loop import TrainingResult, train
-from minidet.training.recipe import RECIPES, Recipe
+from minidet.training.recipe import RECIPES, Recipe, recipe_for
 
 ModelName = Literal[tuple(ZOO)]  # type: ignore[valid-type]
 RecipeName = Literal[tuple(RECIPES)]  # type: ignore[valid-type]
 DataName = Literal[tuple(FETCHABLE)]  # type: ignore[valid-type]
+
+ASSIGNERS: dict[str, Assigner] = {
+    "simota": SimOTA(),
+    "simota-published": SimOTA.published(),  # the version that all published YOLOX weights were trained with
+    "uniform": UniformMatching(),
+    "uniform-anchors": UniformMatching(sources=("anchors",)),  # as the paper's text has it, without the predictions
+    "max-iou": MaxIoU(),
+    "atss": ATSS(),
+    "centre": CentreSampling(),
+    "centre-3x3": CentreSampling(radius=1.5),
+    "one-to-one": OneToOne(),
+}
+AssignerName = Literal[tuple(ASSIGNERS)]  # type: ignore[valid-type]
+FamilyName = Literal[tuple(FAMILIES)]  # type: ignore[valid-type]
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 DEFECTS_FOUND, INTERRUPTED = 1, 130  # exit codes; 2 is an error that the user can mend
@@ -46,12 +64,15 @@ class Models:
     """List the detectors: size, work, input and published accuracy."""
 
     def run(self) -> int:
-        print(f"{'name':<17}{'parameters':>12}{'GFLOPs':>9}{'input':>11}{'AP':>7}   paper")
+        print(f"{'name':<24}{'parameters':>12}{'GFLOPs':>9}{'input':>12}{'AP':>7}   paper")
         for name, card in ZOO.items():
             height, width = card.input_hw
-            size = f"{height} x {width}"
-            print(f"{name:<17}{card.params:>12,}{card.gflops:>9g}{size:>11}{card.ap:>7}   {card.paper}")
-        print("\nFor 80 classes. AP: COCO val2017, in percent, of the published weights (minidet import-official).")
+            size, ap = f"{height} x {width}", "-" if card.ap is None else card.ap
+            print(f"{name:<24}{card.params:>12,}{card.gflops:>9g}{size:>12}{ap:>7}   {card.paper}")
+        print(
+            "\nFor 80 classes; frozen parameters are not counted. GFLOPs of YOLOF: at 800 x 1344. AP: COCO val2017, in "
+            "percent, of the\npublished weights (minidet import-official)."
+        )
         return 0
 
 
@@ -109,16 +130,23 @@ class Train:
 
     data: Positional[Path]  # holds annotations/instances_{split}.json and the pictures in {split}/
     model: ModelName = "yolox-nano"  # which detector
-    recipe: RecipeName = "course"  # "course": small data, minutes; "yolox": as published, days
+    recipe: RecipeName = "course"  # "course": small data, minutes; "yolox" and "yolof": as published, days
     out: Path | None = None  # the run's folder; by default runs/MODEL-DATA
     weights: Path | None = None  # start from these weights (.safetensors); other classes than theirs are learned anew
+    backbone_weights: str | None = None
+    """YOLOF: start the backbone from ImageNet: "imagenet" (torchvision downloads them once), or a file in
+    torchvision's names (.pth, .safetensors)."""
+    caffe: bool = False  # that file is of Caffe's ResNet, the published YOLOF's; otherwise the network is torchvision's
     resume: bool = False  # go on from the newest checkpoint in the run's folder
-    input_size: tuple[int, int] | None = None  # height and width of the network input, multiples of 32
+    input_size: tuple[int, int] | None = None
+    """Height and width of the network input, multiples of 32; of a yolof that resizes by the shorter side, instead that
+    side and the longest that the other may be."""
     epochs: int | None = None  # passes over the training pictures, instead of the recipe's
-    batch_size: int | None = None  # pictures a step, instead of the recipe's; the learning rate follows
+    batch_size: int | None = None
+    """Pictures a step, instead of the recipe's; the learning rate follows, in recipe yolof warm-up and length too."""
     set: tuple[str, ...] = ()
     """Other fields of the recipe, such as base_lr=0.02 multi_scale=[320,640] augmentation.mosaic_prob=0."""
-    simota: Literal["current", "published"] = "current"  # which version of the assigner
+    assigner: AssignerName | None = None  # who learns what, instead of the model's own rule
     train_split: str = "train"  # learn from this split
     val_split: str = "val"  # be judged by this one; "" for none
     seed: int = 0  # of weights, order and augmentation
@@ -144,7 +172,8 @@ class Train:
         torch.manual_seed(self.seed)
         model = self.make_model(train_data)
         changes = {"epochs": self.epochs, "batch_size": self.batch_size}
-        recipe = dataclasses.replace(RECIPES[self.recipe], **{k: v for k, v in changes.items() if v is not None})
+        recipe = recipe_for(self.recipe, self.model)
+        recipe = dataclasses.replace(recipe, **{k: v for k, v in changes.items() if v is not None})
         return train(
             model,
             change_recipe(recipe, self.set, model),
@@ -162,14 +191,84 @@ class Train:
         changes: dict[str, Any] = {"class_names": data.class_names}
         if self.input_size is not None:
             changes["input_hw"] = self.input_size
-        if self.simota == "published":
-            changes["assigner"] = SimOTA.published()
+        if self.assigner is not None:
+            changes["assigner"] = ASSIGNERS[self.assigner]
+        if self.backbone_weights is not None and not self.model.startswith("yolof"):
+            raise MinidetError(f"--backbone-weights: they are for YOLOF's ResNets, and {self.model} has none")
+        if self.backbone_weights is not None and not self.caffe:
+            changes |= {"stride_in_1x1": False, "pixel_std": IMAGENET_STD}
         model = create_model(self.model, len(data.class_names), **changes)
+        if self.backbone_weights is not None:
+            load_backbone_weights(model, self.backbone_weights, self.caffe)
+            print(f"backbone from {self.backbone_weights}")
         if self.weights is not None:
             left_out = transfer_weights(load_model(self.weights), model, str(self.weights))
             note = f"; {len(left_out)} tensors of the class predictors start anew" if left_out else ""
             print(f"weights from {self.weights}{note}")
         return model
+
+
+@dataclass(frozen=True)
+class Ablate:
+    """Train a detector with one part changed at a time, everything else equal, and compare: table, figures and plot.
+
+    Every cell has as many epochs, and as many runs as there are seeds. The same command goes on where it was stopped;
+    with more seeds or another grid it adds to what is there.
+    """
+
+    family: Positional[FamilyName]  # whose parts
+    data: Positional[Path]  # holds annotations/instances_{split}.json and the pictures in {split}/
+    grid: Literal["components", "encoders", "all"] = "components"
+    """"components": dilated encoder and uniform matching, without, one, the other, both; "encoders": MiMo, SiMo, MiSo
+    and SiSo under RetinaNet's head and rule."""
+    seeds: tuple[int, ...] = (0, 1, 2)  # one run each in every cell
+    epochs: int | None = None  # passes over the training pictures, instead of the recipe's
+    model: ModelName = "yolof-r18-c5"  # which variant
+    out: Path = Path("runs/ablation")  # where all runs, table.md, results.json and ablation.png go
+    input_size: tuple[int, int] | None = None  # height and width of the network input
+    batch_size: int | None = None  # pictures a step, instead of the recipe's
+    set: tuple[str, ...] = ()  # other fields of the recipe, as for train
+    train_split: str = "train"  # learn from this split
+    val_split: str = "val"  # be judged by this one
+    device: str = "auto"  # cpu, cuda, mps
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # of the network; losses are always float32
+    workers: int | None = None  # processes that prepare pictures
+    threads: int | None = None  # CPU threads; by default as many as torch chooses
+
+    def run(self) -> int:
+        if self.threads is not None:
+            torch.set_num_threads(_positive("threads", self.threads))
+        ablations = FAMILIES[self.family]
+        if not self.model.startswith(self.family):
+            raise MinidetError(f"--model {self.model}: the parts of a {self.family} are changed, so name one of those")
+        changes = {} if self.input_size is None else {"input_hw": self.input_size}
+        model = create_model(self.model, **changes)
+        if not all(parameter.requires_grad for parameter in model.parameters()):
+            raise MinidetError(
+                f"--model {self.model}: parts of it are frozen, so it needs pretrained weights, but all cells of an "
+                "ablation learn from scratch. yolof-r18-c5 can."
+            )
+        budget = {"epochs": self.epochs, "batch_size": self.batch_size}
+        budget = {name: value for name, value in budget.items() if value is not None}
+        recipe = dataclasses.replace(recipe_for("course", self.model), **budget)
+        study = Study(
+            model=self.model,
+            recipe=change_recipe(recipe, self.set, model),
+            train_data=load_split(self.data, self.train_split),
+            val_data=load_split(self.data, self.val_split),
+            out=self.out,
+            changes=changes,
+            device=self.device,
+            precision=self.precision,
+            workers=self.workers,
+        )
+        result = ablate(study, ablations, list(ablations) if self.grid == "all" else [self.grid], self.seeds)
+        if result.interrupted:
+            return INTERRUPTED
+        print(f"\n{format_table(result.results)}\n{self.out}: table.md, results.json, ablation.png")
+        for text in result.failures:
+            print(f"failed: {text}", file=sys.stderr)
+        return DEFECTS_FOUND if result.failures else 0
 
 
 @dataclass(frozen=True)
@@ -187,8 +286,8 @@ class Eval:
     annotations: Path | None = None  # COCO JSON
     save_detections: Path | None = None  # also write what the model found, as such a list
     save_json: Path | None = None  # also write the figures as JSON
-    score_threshold: float = 0.001  # what scores less is left out (as published for AP)
-    nms_threshold: float = 0.65  # boxes that overlap a better one of their class by more go (as published for AP)
+    score_threshold: float | None = None  # what scores less is left out, instead of the model's own (as published)
+    nms_threshold: float | None = None  # boxes that overlap a better one of their class by more go; likewise
     input_size: tuple[int, int] | None = None  # height and width, instead of the model's own
     batch_size: int = 8  # pictures at a time
     device: str = "auto"  # cpu, cuda, mps
@@ -276,20 +375,23 @@ class Predict:
 
 @dataclass(frozen=True)
 class ImportOfficial:
-    """Turn a published YOLOX checkpoint (.pth) into weights of minidet (.safetensors).
+    """Turn a published YOLOX or YOLOF checkpoint (.pth, .pkl) into weights of minidet (.safetensors).
 
-    The published files are linked in the README of Megvii-BaseDetection/YOLOX. Only tensors, numbers and text are read.
+    The published files are linked in the READMEs of Megvii-BaseDetection/YOLOX, chensnathan/YOLOF and MMDetection. Only
+    tensors, numbers and text are read.
     """
 
     model: Positional[ModelName]  # which variant the checkpoint is
     checkpoint: Positional[Path]  # such as yolox_s.pth
     out: Path | None = None  # by default the same name with .safetensors
-    legacy: bool = False  # weights of release 0.1.0 (July 2021), trained on normalised images
+    legacy: bool = False  # YOLOX weights of release 0.1.0 (July 2021), trained on normalised images
     class_names: tuple[str, ...] = ()  # names of the classes; for 80 classes COCO's, by default
 
     def run(self) -> int:
-        model = load_official(self.model, self.checkpoint, self.legacy, list(self.class_names) or None)
         out = self.out or self.checkpoint.with_suffix(".safetensors")
+        if out.resolve() == self.checkpoint.resolve():
+            raise MinidetError(f"{out} would replace the checkpoint that it is made from; give another path with --out")
+        model = load_official(self.model, self.checkpoint, self.legacy, list(self.class_names) or None)
         save_weights(model, out)
         print(f"{out}: {self.model}, {model.num_classes} classes")
         return 0
@@ -356,6 +458,7 @@ Command = (
     Annotated[Models, subcommand("models")]
     | Annotated[Data, subcommand("data")]
     | Annotated[Train, subcommand("train")]
+    | Annotated[Ablate, subcommand("ablate")]
     | Annotated[Eval, subcommand("eval")]
     | Annotated[Predict, subcommand("predict")]
     | Annotated[ImportOfficial, subcommand("import-official")]
@@ -368,7 +471,7 @@ def main(arguments: list[str] | None = None) -> int:
     command = tyro.cli(
         Command,
         prog="minidet",
-        description="YOLOX object detectors, small enough to read: train, judge and use them.",
+        description="YOLOF and YOLOX object detectors, small enough to read: train, judge and use them.",
         args=arguments,
         config=(tyro.conf.OmitArgPrefixes,),
     )
@@ -449,11 +552,15 @@ def picture_names(files: list[Path]) -> list[str]:
     return names
 
 
-def _set_up(model: Detector, score_threshold: float, nms_threshold: float, input_hw: tuple[int, int] | None) -> None:
-    for name, value in (("score-threshold", score_threshold), ("nms-threshold", nms_threshold)):
+def _set_up(
+    model: Detector, score_threshold: float | None, nms_threshold: float | None, input_hw: tuple[int, int] | None
+) -> None:
+    for name, value in (("score_threshold", score_threshold), ("nms_threshold", nms_threshold)):
+        if value is None:
+            continue
         if not 0 <= value <= 1:
-            raise MinidetError(f"--{name} is {value}; it lies between 0 and 1")
-    model.score_threshold, model.nms_threshold = score_threshold, nms_threshold
+            raise MinidetError(f"--{name.replace('_', '-')} is {value}; it lies between 0 and 1")
+        setattr(model, name, value)
     if input_hw is not None:
         model.set_input_size(input_hw)
 

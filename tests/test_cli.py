@@ -58,7 +58,8 @@ def test_models_lists_every_variant_with_its_published_figures(capsys):
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["data"], ["data", "shapes"], ["train"], ["eval"], ["predict"], ["import-official"], ["demo"]]
+    "command",
+    [[], ["data"], ["data", "shapes"], ["train"], ["ablate"], ["eval"], ["predict"], ["import-official"], ["demo"]],
 )
 def test_every_command_explains_itself(command, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -154,6 +155,14 @@ def test_predict_takes_files_and_folders_and_survives_a_bad_one(run, shapes, tmp
 def test_two_pictures_of_one_name_do_not_overwrite_each_other(tmp_path):
     files = [tmp_path / "a" / "x.jpg", tmp_path / "b" / "x.png", tmp_path / "x.bmp"]
     assert picture_names(files) == ["x.png", "x-2.png", "x-3.png"]
+
+
+def test_an_imported_checkpoint_is_never_replaced_by_its_import(tmp_path, capsys):
+    path = tmp_path / "published.safetensors"
+    path.write_bytes(b"somebody's weights")
+    assert main(["import-official", "yolof-r50-c5", str(path)]) == 2
+    assert "give another path with --out" in capsys.readouterr().err
+    assert path.read_bytes() == b"somebody's weights"
 
 
 def test_an_official_checkpoint_is_imported_and_then_predicts(tmp_path, shapes, capsys, yolox_reference):

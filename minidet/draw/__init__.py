@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from minidet.draw.ablation import AblationPanel, AblationRow, draw_ablation
 from minidet.draw.curves import draw_curves
 from minidet.draw.figure import Drawing, figure_png, save_figure
 from minidet.draw.palette import MARKS, PALETTE, colour, mark, text_colour
@@ -11,10 +12,13 @@ from minidet.draw.scene import Scene, describe_detections
 __all__ = [
     "MARKS",
     "PALETTE",
+    "AblationPanel",
+    "AblationRow",
     "Drawing",
     "Scene",
     "colour",
     "describe_detections",
+    "draw_ablation",
     "draw_curves",
     "draw_detections",
     "draw_gallery",
