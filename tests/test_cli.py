@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.models import resnet18
 
 import minidet
+from minidet.assign import ATSS
 from minidet.cli import change_recipe, find_images, main, picture_names
 from minidet.errors import MinidetError
 from minidet.files import read_json
@@ -53,8 +55,9 @@ def fails(capsys, *command) -> str:
 def test_models_lists_every_variant_with_its_published_figures(capsys):
     assert main(["models"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[1:8]] == minidet.list_models()
+    assert [line.split()[0] for line in lines[1:15]] == minidet.list_models()
     assert lines[1].split()[1:7] == ["912,159", "1.08", "416", "x", "416", "25.8"]
+    assert lines[9].split()[:7] == ["yolof-r50-c5", "43,890,601", "209", "800", "x", "1333", "37.7"]
 
 
 @pytest.mark.parametrize(
@@ -94,6 +97,30 @@ def test_a_folder_with_another_run_is_refused_and_the_same_run_resumed(run, shap
     assert "resume" in fails(capsys, *train_command(shapes, run))
     assert "epochs" in fails(capsys, *train_command(shapes, run, "--resume", "--set", "base_lr=0.5", "epochs=3"))
     assert main(train_command(shapes, run, "--resume")) == 0  # finished already
+
+
+def test_a_yolof_is_trained_with_another_rule_from_imagenet_weights_and_judged_by_its_own_thresholds(
+    shapes, tmp_path, capsys
+):
+    imagenet = resnet18().state_dict()
+    torch.save(imagenet, tmp_path / "resnet18.pth")
+    words = ["--model", "yolof-r18-c5", "--assigner", "atss", "--backbone-weights", str(tmp_path / "resnet18.pth")]
+    assert main(train_command(shapes, tmp_path / "run", *words, "--set", "base_lr=1e-9")) == 0
+    model = minidet.load_model(tmp_path / "run" / "last.safetensors")
+    assert model.config.assigner == ATSS()
+    torch.testing.assert_close(model.backbone.c4[0].conv1.weight, imagenet["layer3.0.conv1.weight"])
+    assert (model.score_threshold, model.nms_threshold) == (0.05, 0.6)
+    rows = tmp_path / "rows.json"
+    command = ["eval", "--weights", tmp_path / "run" / "last.safetensors", "--data", shapes, "--save-detections", rows]
+    assert main([str(word) for word in command]) == 0
+    assert all(row["score"] > 0.05 for row in read_json(rows))
+    assert main([str(word) for word in [*command, "--score-threshold", "0"]]) == 0
+    assert len(read_json(rows)) > 0
+
+
+def test_imagenet_weights_are_refused_for_a_model_without_a_resnet(shapes, tmp_path, capsys):
+    words = ["--model", "yolox-nano", "--backbone-weights", "imagenet"]
+    assert "yolox-nano has none" in fails(capsys, *train_command(shapes, tmp_path / "run", *words))
 
 
 def test_evaluation_prints_a_table_and_writes_what_is_asked(run, shapes, tmp_path, capsys):

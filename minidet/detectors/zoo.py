@@ -74,7 +74,7 @@ ZOO: dict[str, ModelCard] = {
     "yolox-l": ModelCard(YOLOXConfig(depth=1.00, width=1.00), 54_208_895, 155.6, 49.7, _PAPER),
     "yolox-x": ModelCard(YOLOXConfig(depth=1.33, width=1.25), 99_071_455, 281.9, 51.1, _PAPER),
     "yolox-darknet53": ModelCard(YOLOXConfig(backbone="darknet53"), 63_724_767, 185.3, 47.7, _PAPER),
-    "yolof-r18-c5": ModelCard(_R18, 16_705_257, 13.2, None, _YOLOF),
+    "yolof-r18-c5": ModelCard(_R18, 16_705_257, 8.53, None, _YOLOF),
     "yolof-r50-c5": ModelCard(YOLOFConfig(), 43_890_601, 209.0, 37.7, _YOLOF),
     "yolof-r50-dc5": ModelCard(_DC5, 44_282_366, 436.6, 39.2, _YOLOF),
     "yolof-r101-c5": ModelCard(YOLOFConfig(backbone="resnet101"), 62_830_505, 368.2, 39.8, _YOLOF),

@@ -100,7 +100,7 @@ class Study:
         """The settings, and where and by which command they were used."""
         data = {"train": self.train_data, "val": self.val_data}
         paths = {name: str(each.annotations_path) for name, each in data.items()}
-        return {"settings": self.settings, "paths": paths, "command": sys.argv}
+        return {"settings": self.settings, "paths": paths, "command": ["minidet", *sys.argv[1:]]}
 
     def make_model(self, cell: Cell, seed: int) -> Detector:
         """The detector of a cell with fresh weights, the same ones for the same seed."""
