@@ -50,6 +50,7 @@ class YOLOFConfig:
     encoder: str = "dilated"  # or the paper's "mimo", "simo", "miso", "siso"
     dilations: tuple[int, ...] = (2, 4, 6, 8)  # one residual block each; () leaves the projector, which is "siso"
     encoder_shortcut: bool = True  # the residual connection of those blocks
+    encoder_init_std: float | None = 0.01  # of their first weights; None: He's, for short trainings
     width: int = 512  # channels of encoder and head
     mid_width: int = 128  # channels inside a residual block
     activation: str = "relu"  # of encoder and head
@@ -98,6 +99,7 @@ class YOLOF(Detector):
                 config.dilations,
                 config.activation,
                 config.encoder_shortcut,
+                config.encoder_init_std,
             )
             self.strides: tuple[int, ...] = (strides["c5"],)
         else:

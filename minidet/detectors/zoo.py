@@ -52,13 +52,15 @@ _CSP_DC5 = YOLOFConfig(
     resize="stretch",
 )
 # For the course: everything learns from scratch, so nothing is frozen; and pictures are small, so that C5 has 6 to 10
-# cells a side, not 25 to 42: with the published dilations most taps of the last blocks would lie outside.
+# cells a side, not 25 to 42: with the published dilations most taps of the last blocks would lie outside. A thousand
+# steps at a high learning rate have to do, so the encoder's blocks begin with longer weights.
 _R18 = YOLOFConfig(
     backbone="resnet18",
     stride_in_1x1=False,
     frozen_norm=False,
     frozen_stages=0,
     dilations=(1, 2, 3, 4),
+    encoder_init_std=None,
     width=256,
     mid_width=64,
     pixel_std=(58.395, 57.12, 57.375),

@@ -56,6 +56,9 @@ class DilatedEncoder(nn.Module):
         dilations: one block for each; none leaves the projector alone, the paper's SiSo encoder.
         activation: "relu", or "leaky_relu" (CSPDarknet-53).
         shortcut: see `DilatedBlock`.
+        init_std: standard deviation of the blocks' first weights, as published; None: He's. A norm follows each of
+            these convolutions, so at the start both compute the same; but a step of the same length turns short weights
+            much further. Short trainings with a high learning rate need the longer ones.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class DilatedEncoder(nn.Module):
         dilations: Sequence[int] = (2, 4, 6, 8),
         activation: str = "relu",
         shortcut: bool = True,
+        init_std: float | None = 0.01,
     ):
         super().__init__()
         self.lateral = nn.Conv2d(c_in, width, 1)
@@ -81,7 +85,10 @@ class DilatedEncoder(nn.Module):
             nn.init.zeros_(conv.bias)
         for block in self.blocks:
             for conv in (block.conv1, block.conv2, block.conv3):
-                nn.init.normal_(conv.weight, std=0.01)
+                if init_std is None:
+                    nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+                else:
+                    nn.init.normal_(conv.weight, std=init_std)
                 nn.init.zeros_(conv.bias)
 
     def forward(self, c5: Tensor) -> Tensor:

@@ -137,6 +137,13 @@ def _projected(model, x):
     return encoder.smooth_norm(encoder.smooth(encoder.lateral_norm(encoder.lateral(c5))))
 
 
+def test_the_first_weights_of_the_blocks_are_as_published_or_as_he_has_them():
+    block = minidet.create_model("yolof-r18-c5", encoder_init_std=0.01).encoder.blocks[0]
+    assert block.conv2.weight.std().item() == pytest.approx(0.01, rel=0.03)
+    block = minidet.create_model("yolof-r18-c5").encoder.blocks[0]
+    assert block.conv2.weight.std().item() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.03)  # He: 2 / fan-in
+
+
 def test_a_fresh_model_scores_half_a_percent_everywhere():
     dense = tiny().eval().dense(torch.rand(1, 3, 64, 96))
     torch.testing.assert_close(dense.class_scores().mean(), torch.tensor(0.005), atol=2e-3, rtol=0)  # 0.01 * 0.5
