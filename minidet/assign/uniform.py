@@ -79,10 +79,12 @@ class UniformMatching:
         grid, boxes, finite = predictions.grid, predictions.boxes, predictions.finite
         gt_boxes, real = pad_targets(targets)  # [B, G, 4], [B, G]; G is the largest number of objects in an image
         distances = l1_distances(gt_boxes, boxes.masked_fill(~finite[..., None], FAR))  # [B, G, A]
+        blocks = in_blocks(distances, grid)  # [B, G, blocks, slots a block]
+        best = blocks.amin(dim=-1)  # [B, G, blocks]; most blocks need no second look
 
         nearest = {}
         if "predictions" in self.sources:
-            nearest["predictions"] = nearest_slots(distances, self.k)
+            nearest["predictions"] = nearest_slots_in_blocks(blocks, best, self.k)
         if "anchors" in self.sources:
             nearest["anchors"] = nearest_anchors(grid, gt_boxes, self.k)
         slot, gt = writing_order(list(nearest.values()))  # [B, P] each
@@ -90,7 +92,7 @@ class UniformMatching:
         pair_iou = iou(grid.anchor_boxes[slot], gt_boxes.gather(1, gt[..., None].expand(-1, -1, 4)))  # [B, P]
         near_enough = pair_iou >= self.min_anchor_iou
 
-        covering = covering_slots(boxes, gt_boxes, distances, self.max_background_iou) & finite
+        covering = covering_slots(boxes, gt_boxes, blocks, best, self.max_background_iou) & finite
         matched_gt = torch.where(covering, IGNORED, BACKGROUND)  # [B, A]
         write_in_order(matched_gt, slot, torch.where(near_enough, gt, IGNORED), exists)
 
@@ -138,6 +140,33 @@ def nearest_slots(distances: Tensor, k: int) -> Tensor:
         [..., G, min(k, A)] int64.
     """
     return distances.topk(min(k, distances.shape[-1]), dim=-1, largest=False).indices
+
+
+def in_blocks(distances: Tensor, grid: Grid) -> Tensor:
+    """Distances row of cells by row of cells, [..., A] -> [..., rows, A / rows]; one block where there are levels."""
+    blocks = grid.level_shapes[0][0] if len(grid.level_shapes) == 1 else 1
+    return distances.unflatten(-1, (blocks, -1))
+
+
+def nearest_slots_in_blocks(blocks: Tensor, best: Tensor, k: int) -> Tensor:
+    """The same as `nearest_slots`, several times faster.
+
+    Each of the k nearest slots lies in one of the k blocks whose nearest slots are nearest: a block outside of these
+    holds nothing nearer than k others.
+
+    Args:
+        blocks: [..., N, S] float, distances of N blocks of S slots.
+        best: [..., N] float, the smallest of each block.
+        k: how many.
+
+    Returns:
+        [..., min(k, N * S)] int64.
+    """
+    size = blocks.shape[-1]
+    chosen = nearest_slots(best, k)  # [..., K]
+    few = blocks.gather(-2, chosen[..., None].expand(*chosen.shape, size)).flatten(-2)  # [..., K * S]
+    nearest = nearest_slots(few, k)
+    return chosen.gather(-1, nearest // size) * size + nearest % size
 
 
 def nearest_anchors(grid: Grid, gt_boxes: Tensor, k: int) -> Tensor:
@@ -209,7 +238,7 @@ def write_in_order(rows: Tensor, slot: Tensor, value: Tensor, exists: Tensor) ->
         torch.where(last >= 0, value.gather(1, last.clamp(min=0)), rows, out=rows)
 
 
-def covering_slots(boxes: Tensor, gt_boxes: Tensor, distances: Tensor, iou_threshold: float) -> Tensor:
+def covering_slots(boxes: Tensor, gt_boxes: Tensor, blocks: Tensor, best: Tensor, iou_threshold: float) -> Tensor:
     """Which predicted boxes overlap some object by more than the threshold.
 
     IoU is looked at only where it can be so high. Let t be the threshold and w, w' the widths. The overlap is at least
@@ -220,7 +249,8 @@ def covering_slots(boxes: Tensor, gt_boxes: Tensor, distances: Tensor, iou_thres
     Args:
         boxes: [B, A, 4] float xyxy.
         gt_boxes: [B, G, 4] float xyxy.
-        distances: [B, G, A] float, `l1_distances` between them.
+        blocks: [B, G, N, S] float, `l1_distances` between them in N blocks of S slots.
+        best: [B, G, N] float, the smallest of each block.
         iou_threshold: above 0, at most 1.
 
     Returns:
@@ -228,7 +258,10 @@ def covering_slots(boxes: Tensor, gt_boxes: Tensor, distances: Tensor, iou_thres
     """
     covering = torch.zeros(boxes.shape[:2], dtype=torch.bool, device=boxes.device)
     reach = 1.5 * (1 / iou_threshold - 1) * (gt_boxes[..., 2:] - gt_boxes[..., :2]).sum(dim=-1, keepdim=True)
-    image, gt, slot = (distances <= 1.001 * reach + 1e-3).nonzero(as_tuple=True)  # a little more, for rounding
+    reach = 1.001 * reach + 1e-3  # a little more, for rounding
+    image, gt, block = (best <= reach).nonzero(as_tuple=True)
+    found, place = (blocks[image, gt, block] <= reach[image, gt]).nonzero(as_tuple=True)
+    image, gt, slot = image[found], gt[found], block[found] * blocks.shape[-1] + place
     covers = iou(boxes[image, slot], gt_boxes[image, gt]) > iou_threshold
     covering[image[covers], slot[covers]] = True
     return covering

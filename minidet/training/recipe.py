@@ -239,10 +239,9 @@ RECIPES: dict[str, Recipe] = {
 # "course" for a YOLOF: small data, from scratch, minutes. All that is tuned for it stands here.
 YOLOF_COURSE = dataclasses.replace(
     RECIPES["course"],
-    epochs=50,
+    epochs=35,
     base_lr=0.16,  # so 0.02 at a batch of 8
     clip_grad_norm=10.0,
-    augmentation=dataclasses.replace(LIGHT, shift_prob=0.5),
 )
 
 # Variants that were published with another schedule than the 1x of "yolof", which is meant for R50 and R101-C5.

@@ -15,6 +15,7 @@ from minidet.assign.uniform import (
     l1_distances,
     nearest_anchors,
     nearest_slots,
+    nearest_slots_in_blocks,
     write_in_order,
     writing_order,
 )
@@ -169,9 +170,18 @@ def test_without_anchors_the_squares_around_the_cells_are_matched():
     torch.testing.assert_close(distances.gather(1, found), distances.sort(dim=1).values[:, :4])
 
 
-@given(st.integers(0, 2**31), st.floats(0.05, 1.0))
+@given(st.integers(0, 2**31), st.integers(1, 12), st.sampled_from([(1, 40), (5, 8), (8, 5), (40, 1)]))
 @settings(max_examples=500, deadline=None, derandomize=True)
-def test_the_distance_rules_out_no_box_that_overlaps_enough(seed, threshold):
+def test_the_nearest_slots_are_found_in_a_few_blocks(seed, k, shape):
+    distances = torch.rand(2, 3, 40, generator=torch.Generator().manual_seed(seed))
+    blocks = distances.unflatten(-1, shape)
+    found = nearest_slots_in_blocks(blocks, blocks.amin(dim=-1), k)
+    assert torch.equal(found, nearest_slots(distances, k))
+
+
+@given(st.integers(0, 2**31), st.floats(0.05, 1.0), st.sampled_from([1, 4, 40]))
+@settings(max_examples=500, deadline=None, derandomize=True)
+def test_the_distance_rules_out_no_box_that_overlaps_enough(seed, threshold, blocks_of):
     generator = torch.Generator().manual_seed(seed)
     gt = torch.rand(6, 4, generator=generator) * torch.tensor([200.0, 200, 150, 150]) + 1
     # Boxes that differ from the objects by little or by much, in place, size and shape.
@@ -179,7 +189,8 @@ def test_the_distance_rules_out_no_box_that_overlaps_enough(seed, threshold):
     boxes = gt.repeat(7, 1)[:40] + noise
     boxes[:, 2:] = boxes[:, 2:].abs() + 0.1
     boxes, gt = cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(gt)
-    covering = covering_slots(boxes[None], gt[None], l1_distances(gt, boxes)[None], threshold)[0]
+    blocks = l1_distances(gt, boxes)[None].unflatten(-1, (blocks_of, -1))
+    covering = covering_slots(boxes[None], gt[None], blocks, blocks.amin(dim=-1), threshold)[0]
     assert torch.equal(covering, (pairwise_iou(boxes, gt) > threshold).any(dim=1))
 
 
