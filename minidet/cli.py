@@ -24,7 +24,8 @@ from minidet.data.fetch import FETCHABLE, fetch
 from minidet.data.images import read_image
 from minidet.data.shapes import ShapesConfig, make_shapes
 from minidet.detectors import ZOO, Detector, create_model, load_model, load_official, save_weights
-from minidet.detectors.imagenet import IMAGENET_STD, load_backbone_weights
+from minidet.detectors.detector import IMAGENET_STD
+from minidet.detectors.imagenet import load_backbone_weights
 from minidet.detectors.weights import transfer_weights
 from minidet.errors import DataError, MinidetError, RunError
 from minidet.evaluation.average_precision import AveragePrecision, evaluate, evaluate_detections
@@ -35,7 +36,7 @@ from minidet.training.ablation_report import format_table
 from minidet.training.cells import FAMILIES
 from minidet.training.hardware import choose_device, evaluation_workers
 from minidet.training.loop import TrainingResult, train
-from minidet.training.recipe import RECIPES, Recipe, recipe_for
+from minidet.training.recipe import RECIPES, Recipe, is_yolof, recipe_for
 
 ModelName = Literal[tuple(ZOO)]  # type: ignore[valid-type]
 RecipeName = Literal[tuple(RECIPES)]  # type: ignore[valid-type]
@@ -193,7 +194,7 @@ class Train:
             changes["input_hw"] = self.input_size
         if self.assigner is not None:
             changes["assigner"] = ASSIGNERS[self.assigner]
-        if self.backbone_weights is not None and not self.model.startswith("yolof"):
+        if self.backbone_weights is not None and not is_yolof(self.model):
             raise MinidetError(f"--backbone-weights: they are for YOLOF's ResNets, and {self.model} has none")
         if self.backbone_weights is not None and not self.caffe:
             changes |= {"stride_in_1x1": False, "pixel_std": IMAGENET_STD}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -95,3 +96,15 @@ def make_grid(
         torch.cat(anchors) if anchors else None,
         per_cell,
     )
+
+
+@lru_cache(maxsize=64)  # multi-scale training meets a dozen sizes
+@torch.inference_mode(False)  # a grid that inference made must serve training too
+def cached_grid(
+    level_shapes: tuple[tuple[int, int], ...],
+    strides: tuple[int, ...],
+    device: torch.device,
+    anchor_sizes: tuple[tuple[float, ...], ...] | None = None,
+) -> Grid:
+    """`make_grid`, once for each input size."""
+    return make_grid(level_shapes, strides, device, anchor_sizes)

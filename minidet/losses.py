@@ -1,4 +1,4 @@
-"""The loss terms of both detectors, without reduction: each returns one number a box or a logit.
+"""The loss terms of both detectors, without reduction, and the numbers that they are computed from.
 
 Everything here computes in float32: in half precision box corners are rounded so coarsely that an IoU can exceed 1.
 
@@ -42,3 +42,21 @@ def raw_box_targets(gt_boxes: Tensor, cells: Tensor, strides: Tensor) -> Tensor:
     """
     gt_cxcywh = xyxy_to_cxcywh(gt_boxes) / strides[:, None]
     return torch.cat([gt_cxcywh[:, :2] - cells, torch.log(gt_cxcywh[:, 2:] + 1e-8)], dim=1)
+
+
+def combine_logits(class_logits: Tensor, object_logits: Tensor) -> Tensor:
+    """The logit of "this class and an object": sigmoid(result) = sigmoid(class) * sigmoid(object), for all numbers.
+
+    The published formula c + o - log(1 + exp(c) + exp(o)) overflows; with the logarithm of the sum taken as a whole it
+    is exact, and so is its gradient.
+
+    Args:
+        class_logits: [..., C] float32.
+        object_logits: [..., 1] float32.
+
+    Returns:
+        [..., C] float32.
+
+    Source: YOLOF, published code ("implicit objectness"); chapter 07.
+    """
+    return class_logits + object_logits - F.softplus(torch.logaddexp(class_logits, object_logits))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minidet.assign.base import BACKGROUND, Assignment, DensePredictions, give_to_best, make_assignment
+from minidet.assign.base import Assignment, DensePredictions, assign_by_grid, give_to_best
 from minidet.boxes import iou
 from minidet.errors import MinidetError
 from minidet.grid import Grid
@@ -50,10 +50,7 @@ class ATSS:
             targets: for each image `boxes` [G, 4] float xyxy in pixels of the network input and `labels` [G] int64.
             trace: keep candidates, overlaps and thresholds of every image.
         """
-        steps = [self.match(predictions.grid, target["boxes"].float()) for target in targets]
-        matched_gt = torch.stack([step["matched_gt"] for step in steps])
-        matched_gt[(matched_gt >= 0) & ~predictions.finite] = BACKGROUND
-        return make_assignment(matched_gt, predictions, targets, traces=steps if trace else None)
+        return assign_by_grid(self.match, predictions, targets, trace)
 
     def match(self, grid: Grid, gt_boxes: Tensor) -> dict[str, Tensor]:
         """Who learns what in one image with the objects [G, 4], step by step, whatever the network says.

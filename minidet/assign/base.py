@@ -5,7 +5,7 @@ Source: chapter 06; the strategies are in the modules beside this one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -153,6 +153,26 @@ def give_to_best(wanted: Tensor, bids: Tensor) -> Tensor:
         return wanted.new_full((wanted.shape[1],), BACKGROUND, dtype=torch.int64)
     best, owner = bids.masked_fill(~wanted, -torch.inf).max(dim=0)
     return torch.where(best > -torch.inf, owner, BACKGROUND)
+
+
+def assign_by_grid(
+    match: Callable[[Grid, Tensor], dict[str, Tensor]],
+    predictions: DensePredictions,
+    targets: Sequence[dict[str, Tensor]],
+    trace: bool,
+) -> Assignment:
+    """The result of a rule that looks at grid and objects alone. Slots that are not finite become background.
+
+    Args:
+        match: gives for a grid and an image's boxes [G, 4] every step by name, `matched_gt` [A] among them.
+        predictions: of the current forward pass.
+        targets: for each image `boxes` [G, 4] float xyxy in pixels and `labels` [G] int64.
+        trace: keep the steps of every image.
+    """
+    steps = [match(predictions.grid, target["boxes"].float()) for target in targets]
+    matched_gt = torch.stack([step["matched_gt"] for step in steps])
+    matched_gt[(matched_gt >= 0) & ~predictions.finite] = BACKGROUND
+    return make_assignment(matched_gt, predictions, targets, traces=steps if trace else None)
 
 
 def matched_targets(targets: Sequence[dict[str, Tensor]], pairs: Pairs) -> tuple[Tensor, Tensor]:

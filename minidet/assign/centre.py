@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from minidet.assign.base import BACKGROUND, Assignment, DensePredictions, give_to_best, make_assignment
+from minidet.assign.base import Assignment, DensePredictions, assign_by_grid, give_to_best
 from minidet.boxes import box_area
 from minidet.errors import MinidetError
 from minidet.grid import Grid
@@ -59,10 +59,7 @@ class CentreSampling:
             The assignment. An object is without a slot if its centre is outside the grid, or if smaller ones have its
             cells.
         """
-        steps = [self.match(predictions.grid, target["boxes"].float()) for target in targets]
-        matched_gt = torch.stack([step["matched_gt"] for step in steps])
-        matched_gt[(matched_gt >= 0) & ~predictions.finite] = BACKGROUND
-        return make_assignment(matched_gt, predictions, targets, traces=steps if trace else None)
+        return assign_by_grid(self.match, predictions, targets, trace)
 
     def match(self, grid: Grid, gt_boxes: Tensor) -> dict[str, Tensor]:
         """Who learns what in one image with the objects [G, 4], step by step, whatever the network says.

@@ -19,6 +19,7 @@ from minidet.assign.base import BACKGROUND, Assignment, DensePredictions, make_a
 from minidet.boxes import giou, xyxy_to_cxcywh
 from minidet.errors import MinidetError
 from minidet.grid import Grid
+from minidet.losses import combine_logits
 
 FAR = 1e6  # pixels; a box that reaches farther out costs as much as one that ends here, so that areas stay finite
 
@@ -112,9 +113,7 @@ def focal_class_cost(
     """
     logits = class_logits[:, gt_labels].T  # [G, K]; of the other classes no column is needed
     if object_logits is not None:
-        # The logit of a product of two sigmoids: sigmoid(n) = sigmoid(c) sigmoid(o), as in YOLOF.
-        total = torch.logaddexp(torch.logaddexp(logits, object_logits), torch.zeros_like(logits))
-        logits = logits + object_logits - total
+        logits = combine_logits(logits, object_logits)
     score = logits.sigmoid()
     as_positive = alpha * (1 - score) ** gamma * F.softplus(-logits)  # softplus(-n) = -log(score)
     as_background = (1 - alpha) * score**gamma * F.softplus(logits)

@@ -26,6 +26,9 @@ Target = dict[str, Any]
 Prediction = dict[str, Tensor]
 
 
+IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # RGB, of 255
+
+
 class Detector(nn.Module):
     """Base of the detectors. A subclass implements `features_of`, `dense_of`, `assign_of`, `losses_of` and `select`.
 
@@ -53,6 +56,10 @@ class Detector(nn.Module):
         self.num_classes: int = config.num_classes
         self.class_names: list[str] | None = list(config.class_names) if config.class_names else None
         self.set_input_size(config.input_hw)
+        self.score_threshold = config.score_threshold
+        self.nms_threshold = config.nms_threshold
+        self.class_agnostic = config.class_agnostic
+        self.max_detections = config.max_detections
         self.use_l1 = False
         self.last_assignment: Assignment | None = None
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
+from minidet.detectors.detector import IMAGENET_MEAN, IMAGENET_STD
 from minidet.detectors.tensor_files import read_tensor_file, state_dict_in
-from minidet.detectors.yolof import IMAGENET_MEAN
+from minidet.detectors.weights import misfits
 from minidet.errors import WeightsError
 from minidet.layers.resnet import ResNet
 
@@ -26,7 +27,6 @@ TORCHVISION_WEIGHTS = {
     "resnet101": "ResNet101_Weights.IMAGENET1K_V1",
     "resnext101-64x4d": "ResNeXt101_64X4D_Weights.IMAGENET1K_V1",
 }
-IMAGENET_STD = (58.395, 57.12, 57.375)  # RGB, of 255
 STAGE_NAMES = {"conv1": "stem.conv", "bn1": "stem.bn", "layer1": "c2", "layer2": "c3", "layer3": "c4", "layer4": "c5"}
 
 
@@ -111,19 +111,12 @@ def _download(name: str) -> dict[str, Tensor]:
 
 
 def _load(backbone: ResNet, state: Mapping[str, Tensor], where: str, caffe: bool) -> None:
-    own = backbone.state_dict()
-    renamed = {_here(key): value for key, value in state.items()}
-    for key in list(renamed):  # a counter that frozen norms do not have, and that old files lack
-        if key.endswith("num_batches_tracked"):
-            del renamed[key]
-    missing = [key for key in own if key not in renamed and not key.endswith("num_batches_tracked")]
-    problems = [f"{key}: missing" for key in missing]
-    problems += [f"{key}: not part of {backbone.name}" for key in renamed if key not in own]
-    problems += [
-        f"{key}: shape {list(value.shape)} in the file, {list(own[key].shape)} in the network"
-        for key, value in renamed.items()
-        if key in own and own[key].shape != value.shape
-    ]
+    # Counters: frozen norms do not have them, old files lack them, and nothing reads them.
+    own, renamed = (
+        {key: value for key, value in tensors.items() if not key.endswith("num_batches_tracked")}
+        for tensors in (backbone.state_dict(), {_here(key): value for key, value in state.items()})
+    )
+    problems = misfits(own, renamed, backbone.name)
     if problems:
         lines = [f"{where}: {len(problems)} of the weights do not fit {backbone.name}:"]
         lines += [f"  {problem}" for problem in problems[:20]]

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minidet.detectors.yolof import IMAGENET_MEAN, YOLOFConfig
+from minidet.detectors.detector import IMAGENET_MEAN
+from minidet.detectors.yolof import YOLOFConfig
 from minidet.errors import WeightsError
 
 # (official name, name here), applied in this order to every key.

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from minidet.detectors.detector import IMAGENET_MEAN, IMAGENET_STD
 from minidet.errors import WeightsError
 
 Translated = tuple[dict[str, Tensor], int, dict[str, Any]]
@@ -53,9 +54,6 @@ RENAMES: tuple[tuple[str, str], ...] = (
 CSP_NAMES = {"conv1": "enter", "conv2": "bypass", "conv3": "fuse", "m": "blocks"}
 SPP_NAMES = {"conv1": "reduce", "conv2": "fuse"}
 
-LEGACY_MEAN = (123.675, 116.28, 103.53)  # ImageNet's, RGB, of 255
-LEGACY_STD = (58.395, 57.12, 57.375)
-
 
 def translate_yolox(official: Mapping[str, Tensor], where: str, legacy: bool) -> Translated:
     """The weights in this library's names, the number of classes, and the settings that the model needs with them.
@@ -67,7 +65,7 @@ def translate_yolox(official: Mapping[str, Tensor], where: str, legacy: bool) ->
     state = {names[key]: value for key, value in official.items()}
     num_classes = _num_classes(official, where)
     if legacy:
-        return state, num_classes, {"pixel_mean": LEGACY_MEAN, "pixel_std": LEGACY_STD}
+        return state, num_classes, {"pixel_mean": IMAGENET_MEAN, "pixel_std": IMAGENET_STD}
     _blue_green_red_to_rgb(state)
     return state, num_classes, {}
 

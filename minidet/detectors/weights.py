@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,17 +89,22 @@ def load_state(model: Detector, state: dict[str, torch.Tensor], source: str) -> 
     Raises:
         WeightsError: names every key that is missing, left over or of another shape.
     """
-    own = model.state_dict()
+    problems = misfits(model.state_dict(), state, model.name)
+    if problems:
+        raise WeightsError(_explain(problems, source, model))
+    model.load_state_dict(state)
+
+
+def misfits(own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor], name: str) -> list[str]:
+    """What in `state` is not as in `own`, the tensors of `name`: a line each for missing, left over, of other shape."""
     problems = [f"{key}: missing" for key in own if key not in state]
-    problems += [f"{key}: not part of {model.name}" for key in state if key not in own]
+    problems += [f"{key}: not part of {name}" for key in state if key not in own]
     problems += [
         f"{key}: shape {list(value.shape)} in the file, {list(own[key].shape)} in the model"
         for key, value in state.items()
         if key in own and own[key].shape != value.shape
     ]
-    if problems:
-        raise WeightsError(_explain(problems, source, model))
-    model.load_state_dict(state)
+    return problems
 
 
 def transfer_weights(source: Detector, model: Detector, name: str) -> list[str]:

@@ -11,27 +11,26 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.functional import one_hot
+from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import sigmoid_focal_loss
 
 from minidet.assign import IGNORED, Assigner, Assignment, DensePredictions, UniformMatching, matched_targets
 from minidet.boxes import cxcywh_to_xyxy, nms, xyxy_to_cxcywh
-from minidet.detectors.detector import Detector, Prediction, Target
+from minidet.detectors.detector import IMAGENET_MEAN, Detector, Prediction, Target
 from minidet.errors import MinidetError
-from minidet.grid import Grid, make_grid
+from minidet.grid import cached_grid
 from minidet.layers.darknet import CSPDarknet53
 from minidet.layers.dilated_encoder import DilatedEncoder
 from minidet.layers.encoders import make_encoder
 from minidet.layers.heads import AnchorHead
 from minidet.layers.resnet import ResNet
-from minidet.losses import giou_loss
+from minidet.losses import combine_logits, giou_loss
 
-IMAGENET_MEAN = (123.675, 116.28, 103.53)  # RGB, of 255
 MAX_LOG_SCALE = math.log(1000 / 16)  # a box is at most 62.5 times as wide or high as its anchor
 
 
@@ -115,10 +114,6 @@ class YOLOF(Detector):
             config.activation,
             config.implicit_objectness,
         )
-        self.score_threshold = config.score_threshold
-        self.nms_threshold = config.nms_threshold
-        self.class_agnostic = config.class_agnostic
-        self.max_detections = config.max_detections
         self.register_buffer("pixel_mean", torch.tensor(config.pixel_mean).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(config.pixel_std).view(3, 1, 1), persistent=False)
 
@@ -140,7 +135,7 @@ class YOLOF(Detector):
         features = self.features_of(x)
         levels = [features[name] for name in self.level_names]
         shapes = tuple(tuple(level.shape[-2:]) for level in levels)
-        grid = cached_anchors(shapes, self.strides, self.anchor_sizes, x.device)
+        grid = cached_grid(shapes, self.strides, x.device, self.anchor_sizes)
 
         rows = [self._rows(*maps) for maps in self.head(levels)]
         class_logits, raw_boxes = (torch.cat(parts, dim=1) for parts in zip(*rows, strict=True))
@@ -193,24 +188,6 @@ class YOLOF(Detector):
             self.class_agnostic,
             self.max_detections,
         )
-
-
-def combine_logits(class_logits: Tensor, object_logits: Tensor) -> Tensor:
-    """The logit of "this class and an object": sigmoid(result) = sigmoid(class) * sigmoid(object), for all numbers.
-
-    The published formula c + o - log(1 + exp(c) + exp(o)) overflows; with the logarithm of the sum taken as a whole it
-    is exact, and so is its gradient.
-
-    Args:
-        class_logits: [..., C] float32.
-        object_logits: [..., 1] float32.
-
-    Returns:
-        [..., C] float32.
-
-    Source: YOLOF, published code ("implicit objectness"); chapter 07.
-    """
-    return class_logits + object_logits - F.softplus(torch.logaddexp(class_logits, object_logits))
 
 
 def slots_first(maps: Tensor, anchors_per_cell: int) -> Tensor:
@@ -269,22 +246,10 @@ def share_out(anchor_sizes: Sequence[float], levels: int) -> tuple[tuple[float, 
     return tuple(tuple(sizes[i : i + each]) for i in range(0, len(sizes), each))
 
 
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)  # a grid that inference made must serve training too
-def cached_anchors(
-    level_shapes: tuple[tuple[int, int], ...],
-    strides: tuple[int, ...],
-    anchor_sizes: tuple[tuple[float, ...], ...],
-    device: torch.device,
-) -> Grid:
-    return make_grid(level_shapes, strides, device, anchor_sizes)
-
-
 def labels_of(matched_gt: Tensor, targets: Sequence[Target], nothing: int) -> Tensor:
     """The class of the object that each slot was given, and `nothing` where it was given none; [B, A] int64."""
-    labels = matched_gt.new_full((len(targets), 1 + max(len(target["labels"]) for target in targets)), nothing)
-    for row, target in zip(labels, targets, strict=True):
-        row[1 : 1 + len(target["labels"])] = target["labels"]
+    labels = pad_sequence([target["labels"] for target in targets], batch_first=True, padding_value=nothing)
+    labels = F.pad(labels, (1, 0), value=nothing)  # column 0 is for slots without an object
     return labels.gather(1, (matched_gt + 1).clamp(min=0))
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from minidet.assign import IGNORED, Assigner, Assignment, DensePredictions, SimO
 from minidet.boxes import cxcywh_to_xyxy, nms
 from minidet.detectors.detector import MAX_LOG_SIZE, Detector, Prediction, Target
 from minidet.errors import MinidetError
-from minidet.grid import Grid, make_grid
+from minidet.grid import Grid, cached_grid
 from minidet.layers.darknet import CSPDarknet, Darknet53
 from minidet.layers.heads import DecoupledHead
 from minidet.layers.pyramid import LEVELS, PAFPN, YOLOFPN
@@ -66,10 +65,6 @@ class YOLOX(Detector):
         self.head = DecoupledHead(
             self.neck.channels, int(256 * config.width), config.num_classes, config.depthwise, activation
         )
-        self.score_threshold = config.score_threshold
-        self.nms_threshold = config.nms_threshold
-        self.class_agnostic = config.class_agnostic
-        self.max_detections = config.max_detections
         normalised = any(config.pixel_mean) or set(config.pixel_std) != {1.0}
         self.register_buffer(
             "pixel_mean", torch.tensor(config.pixel_mean).view(3, 1, 1) if normalised else None, persistent=False
@@ -88,7 +83,7 @@ class YOLOX(Detector):
         features = self.features_of(x)
         levels = self.head([features[name] for name in LEVELS])
         shapes = tuple(tuple(boxes.shape[-2:]) for _, boxes, _ in levels)
-        grid = cached_grid(shapes, x.device)
+        grid = cached_grid(shapes, STRIDES, x.device)
 
         def in_a_row(maps: list[Tensor]) -> Tensor:  # L x [B, n, H, W] -> [B, A, n]
             return torch.cat([m.flatten(2) for m in maps], dim=2).transpose(1, 2).float()
@@ -130,12 +125,6 @@ class YOLOX(Detector):
         return postprocess(
             boxes, class_scores, self.score_threshold, self.nms_threshold, self.class_agnostic, self.max_detections
         )
-
-
-@lru_cache(maxsize=64)  # multi-scale training meets a dozen sizes
-@torch.inference_mode(False)  # a grid that inference made must serve training too
-def cached_grid(level_shapes: tuple[tuple[int, int], ...], device: torch.device) -> Grid:
-    return make_grid(level_shapes, STRIDES, device)
 
 
 def decode(raw_boxes: Tensor, grid: Grid) -> Tensor:

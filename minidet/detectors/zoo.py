@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from minidet.assign import UniformMatching
-from minidet.detectors.detector import Detector
+from minidet.detectors.detector import IMAGENET_STD, Detector
 from minidet.detectors.yolof import YOLOF, YOLOFConfig
 from minidet.detectors.yolox import YOLOX, YOLOXConfig
 from minidet.errors import MinidetError
@@ -63,7 +63,7 @@ _R18 = YOLOFConfig(
     encoder_init_std=None,
     width=256,
     mid_width=64,
-    pixel_std=(58.395, 57.12, 57.375),
+    pixel_std=IMAGENET_STD,
     input_hw=(320, 320),
     resize="letterbox",
 )

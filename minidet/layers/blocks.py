@@ -5,6 +5,8 @@ Source: YOLOX, section 2.1 (the networks are those of YOLOv3 and YOLOv5); chapte
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -27,6 +29,13 @@ def make_activation(name: str) -> nn.Module:
     if name == "mish":
         return nn.Mish()
     raise ValueError(f"activation {name!r} is not known; choose 'silu', 'leaky_relu', 'relu' or 'mish'")
+
+
+def init_keeping_scale(conv: nn.Conv2d) -> None:
+    """First weights of a convolution without activation behind it: variance 1 / fan-in, so its map keeps the scale."""
+    bound = math.sqrt(3 / conv.weight[0].numel())
+    nn.init.uniform_(conv.weight, -bound, bound)
+    nn.init.zeros_(conv.bias)
 
 
 class ConvBlock(nn.Module):

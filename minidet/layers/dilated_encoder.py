@@ -8,12 +8,11 @@ Source: YOLOF, section 4.1 and figure 5, arXiv 2103.09460; chapter 04.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from minidet.layers.blocks import make_activation
+from minidet.layers.blocks import init_keeping_scale, make_activation
 
 
 class DilatedBlock(nn.Module):
@@ -80,9 +79,7 @@ class DilatedEncoder(nn.Module):
             *(DilatedBlock(width, mid_width, dilation, activation, shortcut) for dilation in dilations)
         )
         for conv in (self.lateral, self.smooth):
-            bound = math.sqrt(3 / conv.weight[0].numel())  # variance 1 / fan_in: the map keeps its scale
-            nn.init.uniform_(conv.weight, -bound, bound)
-            nn.init.zeros_(conv.bias)
+            init_keeping_scale(conv)
         for block in self.blocks:
             for conv in (block.conv1, block.conv2, block.conv3):
                 if init_std is None:

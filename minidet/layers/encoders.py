@@ -13,12 +13,11 @@ Source: YOLOF, section 3 and figure 1, arXiv 2103.09460; the pyramid is that of 
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minidet.errors import MinidetError
+from minidet.layers.blocks import init_keeping_scale
 
 STAGES = ("c3", "c4", "c5")
 
@@ -30,9 +29,7 @@ class Projection(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(c_in, c_out, kernel, stride, padding=kernel // 2)
         self.norm = nn.BatchNorm2d(c_out)
-        bound = math.sqrt(3 / self.conv.weight[0].numel())  # variance 1 / fan_in: the map keeps its scale
-        nn.init.uniform_(self.conv.weight, -bound, bound)
-        nn.init.zeros_(self.conv.bias)
+        init_keeping_scale(self.conv)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.conv(x))

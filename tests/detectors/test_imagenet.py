@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from torchvision import models
 
 import minidet
-from minidet.detectors.imagenet import IMAGENET_STD, TORCHVISION_WEIGHTS, load_backbone_weights
+from minidet.detectors.detector import IMAGENET_STD
+from minidet.detectors.imagenet import TORCHVISION_WEIGHTS, load_backbone_weights
 from minidet.errors import WeightsError
 from minidet.layers.resnet import BUILDERS, ResNet
 
@@ -147,7 +148,7 @@ def test_what_does_not_fit_is_named_and_changes_nothing(theirs):
         load_backbone_weights(network, broken)
     assert "c3.0.conv1.weight: missing" in str(caught.value)
     assert "c3.0.conv1.gain: not part of resnet18" in str(caught.value)
-    assert "stem.conv.weight: shape [64, 1, 7, 7] in the file, [64, 3, 7, 7] in the network" in str(caught.value)
+    assert "stem.conv.weight: shape [64, 1, 7, 7] in the file, [64, 3, 7, 7] in the model" in str(caught.value)
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 
 

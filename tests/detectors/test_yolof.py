@@ -10,9 +10,10 @@ import torch
 import minidet
 from minidet.assign import BACKGROUND, IGNORED, Assignment, DensePredictions, Pairs, UniformMatching
 from minidet.detectors import ZOO
-from minidet.detectors.yolof import combine_logits, decode, encode, labels_of, postprocess, share_out, slots_first
+from minidet.detectors.yolof import decode, encode, labels_of, postprocess, share_out, slots_first
 from minidet.evaluation.speed import count_parameters
 from minidet.grid import make_grid
+from minidet.losses import combine_logits
 
 # Official models, 80 classes: trained parameters, all parameters, those of encoder and of head.
 PARAMETERS = {

@@ -17,11 +17,12 @@ import minidet
 from minidet.assign import BACKGROUND, IGNORED, DensePredictions, UniformMatching
 from minidet.assign.uniform import l1_distances
 from minidet.boxes import clip_boxes
-from minidet.detectors.yolof import combine_logits, decode, encode, labels_of, postprocess, slots_first
+from minidet.detectors.yolof import decode, encode, labels_of, postprocess, slots_first
 from minidet.files import read_json
 from minidet.grid import make_grid
 from minidet.layers.dilated_encoder import DilatedEncoder
 from minidet.layers.heads import AnchorHead
+from minidet.losses import combine_logits
 
 C5_SIZES, DC5_SIZES = (32, 64, 128, 256, 512), (16, 32, 64, 128, 256, 512)
 MATCHING_CASES = "empty one tiny_huge_thin gt40 duplicates crowd mixed_batch dc5_k8 ties_on_grid zero_deltas".split()

@@ -15,8 +15,8 @@ import minidet
 from minidet.data.check import check_dataset
 from minidet.data.coco import CocoDataset
 from minidet.data.loader import training_loader
-from minidet.detectors.yolof import combine_logits
 from minidet.errors import DataError
+from minidet.losses import combine_logits
 from minidet.training.recipe import YOLOF_COURSE, recipe_for
 from tests.training.squares import run
 
