@@ -37,10 +37,11 @@ def box_area(boxes: Tensor) -> Tensor:
 
 def intersection_area(a: Tensor, b: Tensor) -> Tensor:
     """Area that two boxes share, with broadcasting: [..., 4] and [..., 4] xyxy -> [...]."""
-    top_left = torch.maximum(a[..., :2], b[..., :2])
-    bottom_right = torch.minimum(a[..., 2:], b[..., 2:])
+    (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = a.unbind(-1), b.unbind(-1)
     # relu rather than clamp: boxes that only touch get no gradient from an overlap that they do not have.
-    return F.relu(bottom_right - top_left).prod(dim=-1)
+    width = F.relu(torch.minimum(ax2, bx2) - torch.maximum(ax1, bx1))
+    height = F.relu(torch.minimum(ay2, by2) - torch.maximum(ay1, by1))
+    return width * height
 
 
 def iou(a: Tensor, b: Tensor, eps: float = 1e-16) -> Tensor:
@@ -53,8 +54,8 @@ def iou(a: Tensor, b: Tensor, eps: float = 1e-16) -> Tensor:
 
 
 def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
-    """IoU of every box in `a` with every box in `b`: [N, 4] and [M, 4] xyxy -> [N, M]."""
-    return iou(a[:, None, :], b[None, :, :])
+    """IoU of every box in `a` with every box in `b`: [..., N, 4] and [..., M, 4] xyxy -> [..., N, M]."""
+    return iou(a[..., :, None, :], b[..., None, :, :])
 
 
 def giou(a: Tensor, b: Tensor, eps: float = 1e-16) -> Tensor:

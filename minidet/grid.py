@@ -37,7 +37,7 @@ class Grid:
     @property
     def centers(self) -> Tensor:
         """[A, 2] float, centre of each cell in pixels. Decoding counts from the corner; assignment from here."""
-        return (self.cells + 0.5) * self.strides[:, None]
+        return (self.cells + 0.5) * self.strides[..., None]
 
     @property
     def level_sizes(self) -> list[int]:
@@ -60,6 +60,11 @@ class Grid:
             return self.anchors
         half = 2 * self.strides[:, None]
         return torch.cat([self.centers - half, self.centers + half], dim=1)
+
+    def at(self, slots: Tensor) -> Grid:
+        """Cells, strides and anchors of some slots, which are any [...] int64; they form no levels."""
+        anchors = None if self.anchors is None else self.anchors[slots]
+        return Grid(self.cells[slots], self.strides[slots], (), anchors, self.anchors_per_cell)
 
     def __len__(self) -> int:
         return len(self.cells)
@@ -87,7 +92,8 @@ def make_grid(
         cells.append(level_cells)
         slot_strides.append(torch.full((len(level_cells),), float(stride), device=device))
         if anchor_sizes is not None:
-            half = torch.tensor(anchor_sizes[level], device=device).repeat(rows * columns)[:, None] / 2
+            sizes = torch.cat([torch.full((1,), float(size), device=device) for size in anchor_sizes[level]])
+            half = sizes.repeat(rows * columns)[:, None] / 2
             anchors.append(torch.cat([level_cells * stride - half, level_cells * stride + half], dim=1))
     return Grid(
         torch.cat(cells),

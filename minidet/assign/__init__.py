@@ -7,9 +7,11 @@ from minidet.assign.base import (
     Assigner,
     Assignment,
     DensePredictions,
+    GroundTruth,
     Pairs,
+    Targets,
     make_assignment,
-    matched_targets,
+    pad_targets,
     pairs_of,
 )
 from minidet.assign.centre import CentreSampling
@@ -26,12 +28,14 @@ __all__ = [
     "Assignment",
     "CentreSampling",
     "DensePredictions",
+    "GroundTruth",
     "MaxIoU",
     "OneToOne",
     "Pairs",
     "SimOTA",
+    "Targets",
     "UniformMatching",
     "make_assignment",
-    "matched_targets",
+    "pad_targets",
     "pairs_of",
 ]

@@ -9,13 +9,12 @@ Source: ATSS, arXiv 1912.02424, Algorithm 1; chapter 06.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from minidet.assign.base import Assignment, DensePredictions, assign_by_grid, give_to_best
+from minidet.assign.base import Assignment, DensePredictions, Targets, assign_by_grid, give_to_best
 from minidet.boxes import iou
 from minidet.errors import MinidetError
 from minidet.grid import Grid
@@ -40,9 +39,7 @@ class ATSS:
             raise MinidetError(f"ATSS: candidates is {self.candidates}; an object looks at 1 anchor a level at least")
 
     @torch.no_grad()
-    def __call__(
-        self, predictions: DensePredictions, targets: Sequence[dict[str, Tensor]], trace: bool = False
-    ) -> Assignment:
+    def __call__(self, predictions: DensePredictions, targets: Targets, trace: bool = False) -> Assignment:
         """Assign a batch. Only anchors and objects count; but a slot whose prediction is not finite is not positive.
 
         Args:

@@ -49,6 +49,15 @@ class DensePredictions:
         total = self.boxes.sum(-1) + self.class_logits.sum(-1)
         return (total if self.object_logits is None else total + self.object_logits).isfinite()
 
+    def at(self, slots: Tensor) -> DensePredictions:
+        """The same numbers for some slots of each image, [B, K] int64; the grid's cells and strides are then [B, K]."""
+        image = torch.arange(len(slots), device=slots.device)[:, None]
+        objects = None if self.object_logits is None else self.object_logits[image, slots]
+        raw_boxes, boxes, class_logits = (
+            values[image, slots] for values in (self.raw_boxes, self.boxes, self.class_logits)
+        )
+        return DensePredictions(self.grid.at(slots), raw_boxes, boxes, class_logits, objects)
+
     def detach(self) -> DensePredictions:
         """The same numbers, cut off from the computation of gradients."""
         objects = None if self.object_logits is None else self.object_logits.detach()
@@ -58,14 +67,90 @@ class DensePredictions:
 
 
 @dataclass(frozen=True)
+class GroundTruth:
+    """The objects of a batch of B images, filled up to the same number G in each, so that one tensor holds them all.
+
+    Attributes:
+        boxes: [B, G, 4] float32 xyxy in pixels of the network input; zeros where there is no object. G is at least 1.
+        labels: [B, G] int64; 0 where there is no object.
+        real: [B, G] bool, where there is one: the first `counts[i]` of image i.
+        counts: objects in each image, numbers that are known without asking a device.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    real: Tensor
+    counts: tuple[int, ...]
+
+    def __len__(self) -> int:
+        """Images."""
+        return len(self.counts)
+
+    def boxes_of(self, image: int) -> Tensor:
+        """[N, 4], the boxes of one image, without what fills up."""
+        return self.boxes[image, : self.counts[image]]
+
+    def labels_of(self, image: int) -> Tensor:
+        """[N], the labels of one image."""
+        return self.labels[image, : self.counts[image]]
+
+
+Targets = Sequence[dict[str, Tensor]] | GroundTruth  # a list of {"boxes", "labels"}, one an image, or the same padded
+
+
+def pad_targets(targets: Targets, device: torch.device | None = None) -> GroundTruth:
+    """A list of targets as one `GroundTruth`; what is one already comes back as it is.
+
+    Args:
+        targets: for each image `boxes` [N, 4] float xyxy in pixels and `labels` [N] int64.
+        device: where to; None leaves them where they are. Lists on the host are padded there and sent in one piece
+            each, from page-locked memory, so that a GPU need not wait.
+    """
+    if isinstance(targets, GroundTruth):
+        return targets
+    counts = tuple(len(target["labels"]) for target in targets)
+    here = targets[0]["boxes"].device
+    most = max(*counts, 1)
+    boxes = torch.zeros(len(targets), most, 4, device=here)
+    labels = torch.zeros(len(targets), most, dtype=torch.int64, device=here)
+    for i, (target, count) in enumerate(zip(targets, counts, strict=True)):
+        boxes[i, :count] = target["boxes"]
+        labels[i, :count] = target["labels"]
+    real = torch.arange(most) < torch.tensor(counts)[:, None]
+    device = here if device is None else device
+    return GroundTruth(*(to_device(tensor, device) for tensor in (boxes, labels, real)), counts)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device; a copy from the host to a GPU does not make either of them wait."""
+    if tensor.device.type == "cpu" and device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+@dataclass(frozen=True)
 class Pairs:
-    """The P pairs (slot, ground truth) that the box loss sees; all [P] int64."""
+    """P pairs (slot, ground truth), of which some may only fill up; all [P].
+
+    How many pairs there are is known on the device alone, and asking would make the host wait for it. So lists have
+    the length that they can have at most.
+
+    Attributes:
+        image, slot, gt: int64; 0 in a row that only fills up.
+        exists: bool, whether the row is a pair.
+    """
 
     image: Tensor
     slot: Tensor
     gt: Tensor
+    exists: Tensor
+
+    def existing(self) -> Pairs:
+        """The pairs alone."""
+        return Pairs(*(values[self.exists] for values in (self.image, self.slot, self.gt, self.exists)))
 
     def __len__(self) -> int:
+        """Rows, those that fill up included."""
         return len(self.image)
 
 
@@ -75,16 +160,18 @@ class Assignment:
 
     Attributes:
         matched_gt: [B, A] int64, row of the ground truth in its image's list, or BACKGROUND, or IGNORED.
-        pairs: the pairs that the box loss sees. One a positive slot, unless a strategy keeps duplicates (YOLOF does).
         quality: [B, A] float32 in [0, 1], IoU of each positive slot's predicted box with its object, 0 elsewhere.
-        num_gt: objects in each image.
+        owned: each positive slot with its object, image by image, slot by slot; may be filled up.
+        box_pairs: what the box loss sees; may be filled up. The same, unless a strategy keeps duplicates (YOLOF's).
+        gt: what was assigned.
         trace: for each image what led to the result, as named tensors; None unless it was asked for.
     """
 
     matched_gt: Tensor
-    pairs: Pairs
     quality: Tensor
-    num_gt: tuple[int, ...]
+    owned: Pairs
+    box_pairs: Pairs
+    gt: GroundTruth
     trace: tuple[dict[str, Tensor], ...] | None = None
 
     @property
@@ -97,45 +184,90 @@ class Assignment:
         """Positive slots in the batch, a scalar int64 tensor."""
         return self.positive.sum()
 
+    @property
+    def num_gt(self) -> tuple[int, ...]:
+        """Objects in each image."""
+        return self.gt.counts
+
+    @property
+    def pairs(self) -> Pairs:
+        """`box_pairs` without what fills up: for looking at, as a GPU has to be asked how many there are."""
+        return self.box_pairs.existing()
+
 
 class Assigner(Protocol):
     """Anything that turns predictions and targets into an `Assignment`, without gradients."""
 
-    def __call__(
-        self, predictions: DensePredictions, targets: Sequence[dict[str, Tensor]], trace: bool = False
-    ) -> Assignment: ...
+    def __call__(self, predictions: DensePredictions, targets: Targets, trace: bool = False) -> Assignment: ...
 
 
-def pairs_of(matched_gt: Tensor) -> Pairs:
-    """The pairs of an assignment in which every positive slot has exactly one object, image by image, slot by slot."""
-    image, slot = torch.nonzero(matched_gt >= 0, as_tuple=True)
-    return Pairs(image, slot, matched_gt[image, slot])
+def pairs_of(matched_gt: Tensor, most: int | None = None) -> Pairs:
+    """The positive slots, each with its object, image by image, slot by slot.
+
+    Args:
+        matched_gt: [B, A] int64.
+        most: positive slots that an image can have; the result has B * most rows. None: they are counted, for which a
+            GPU has to be asked.
+    """
+    positive = matched_gt >= 0
+    if most is None:
+        image, slot = torch.nonzero(positive, as_tuple=True)
+        return Pairs(image, slot, matched_gt[image, slot], torch.ones_like(image, dtype=torch.bool))
+    slot, exists = places_of_true(positive, most)  # [B, most]
+    gt = matched_gt.gather(1, slot).clamp(min=0)
+    image = torch.arange(len(slot), device=slot.device)[:, None].expand_as(slot)
+    return Pairs(image.flatten(), slot.flatten(), gt.flatten(), exists.flatten())
+
+
+def places_of_true(mask: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Where each row is True, in order, as `nonzero` tells it, but of a size that is known beforehand.
+
+    Args:
+        mask: [B, N] bool with at most `most` True in a row; more are left out.
+        most: length of the result's rows.
+
+    Returns:
+        [B, most] int64 places, and [B, most] bool which of them exist; the others are 0.
+    """
+    rank = mask.cumsum(dim=1)  # 1 for the first True
+    column = torch.where(mask & (rank <= most), rank - 1, most)  # all others are written into a column too many
+    numbers = torch.arange(mask.shape[1], device=mask.device).expand_as(rank)
+    places = torch.zeros(len(mask), most + 1, dtype=torch.int64, device=mask.device).scatter(1, column, numbers)
+    exists = torch.arange(most, device=mask.device) < rank[:, -1:]
+    return places[:, :most] * exists, exists
 
 
 def make_assignment(
     matched_gt: Tensor,
     predictions: DensePredictions,
-    targets: Sequence[dict[str, Tensor]],
-    pairs: Pairs | None = None,
+    gt: GroundTruth,
+    box_pairs: Pairs | None = None,
     traces: Sequence[dict[str, Tensor]] | None = None,
+    most: int | None = None,
 ) -> Assignment:
     """The result of a strategy that only decides who learns what: the quality of each positive slot is computed here.
 
     Args:
         matched_gt: [B, A] int64, row of the ground truth, BACKGROUND or IGNORED.
         predictions: of the same batch.
-        targets: for each image `boxes` [G, 4] float xyxy in pixels and `labels` [G] int64.
-        pairs: what the box loss sees; None: one pair for each positive slot.
+        gt: the objects.
+        box_pairs: what the box loss sees; None: one pair for each positive slot.
         traces: for each image what led to the result.
+        most: positive slots that an image can have; see `pairs_of`.
     """
-    owned = pairs_of(matched_gt)
-    gt_boxes, _ = matched_targets(targets, owned)
-    overlap = iou(predictions.boxes[owned.image, owned.slot], gt_boxes.float()).clamp(0, 1)
-    quality = predictions.boxes.new_zeros(matched_gt.shape)
-    quality[owned.image, owned.slot] = overlap
-    num_gt = tuple(len(target["labels"]) for target in targets)
+    owned = pairs_of(matched_gt, most)
+    overlap = iou(predictions.boxes[owned.image, owned.slot], gt.boxes[owned.image, owned.gt]).clamp(0, 1)
+    # Rows that fill up point at slot 0, so everything is added, and they add nothing.
+    quality = torch.zeros(matched_gt.shape, device=matched_gt.device).index_put(
+        (owned.image, owned.slot), torch.where(owned.exists, overlap, 0), accumulate=True
+    )
     return Assignment(
-        matched_gt, owned if pairs is None else pairs, quality, num_gt, None if traces is None else tuple(traces)
+        matched_gt,
+        quality,
+        owned,
+        owned if box_pairs is None else box_pairs,
+        gt,
+        None if traces is None else tuple(traces),
     )
 
 
@@ -158,7 +290,7 @@ def give_to_best(wanted: Tensor, bids: Tensor) -> Tensor:
 def assign_by_grid(
     match: Callable[[Grid, Tensor], dict[str, Tensor]],
     predictions: DensePredictions,
-    targets: Sequence[dict[str, Tensor]],
+    targets: Targets,
     trace: bool,
 ) -> Assignment:
     """The result of a rule that looks at grid and objects alone. Slots that are not finite become background.
@@ -169,27 +301,8 @@ def assign_by_grid(
         targets: for each image `boxes` [G, 4] float xyxy in pixels and `labels` [G] int64.
         trace: keep the steps of every image.
     """
-    steps = [match(predictions.grid, target["boxes"].float()) for target in targets]
+    gt = pad_targets(targets)
+    steps = [match(predictions.grid, gt.boxes_of(image)) for image in range(len(gt))]
     matched_gt = torch.stack([step["matched_gt"] for step in steps])
     matched_gt[(matched_gt >= 0) & ~predictions.finite] = BACKGROUND
-    return make_assignment(matched_gt, predictions, targets, traces=steps if trace else None)
-
-
-def matched_targets(targets: Sequence[dict[str, Tensor]], pairs: Pairs) -> tuple[Tensor, Tensor]:
-    """Box [P, 4] and label [P] of the object in each pair."""
-    all_boxes = torch.cat([target["boxes"] for target in targets])
-    all_labels = torch.cat([target["labels"] for target in targets])
-    counts = [len(target["labels"]) for target in targets]
-    first = torch.tensor([0, *counts[:-1]], device=pairs.image.device).cumsum(0)  # row of each image's first object
-    row = first[pairs.image] + pairs.gt
-    return all_boxes[row], all_labels[row]
-
-
-def pad_targets(targets: Sequence[dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
-    """The ground truth of a batch as one tensor: boxes [B, G, 4] float xyxy, with zeros below, and which rows are real.
-
-    G is the largest number of objects in an image; the second result is [B, G] bool.
-    """
-    boxes = torch.nn.utils.rnn.pad_sequence([target["boxes"].float() for target in targets], batch_first=True)
-    counts = torch.tensor([len(target["labels"]) for target in targets], device=boxes.device)
-    return boxes, torch.arange(boxes.shape[1], device=boxes.device) < counts[:, None]
+    return make_assignment(matched_gt, predictions, gt, traces=steps if trace else None)

@@ -9,14 +9,13 @@ for conflicts are those of FCOS, arXiv 1904.01355, section 3.2; chapter 09.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from minidet.assign.base import Assignment, DensePredictions, assign_by_grid, give_to_best
+from minidet.assign.base import Assignment, DensePredictions, Targets, assign_by_grid, give_to_best
 from minidet.boxes import box_area
 from minidet.errors import MinidetError
 from minidet.grid import Grid
@@ -45,9 +44,7 @@ class CentreSampling:
             raise MinidetError(f"CentreSampling: level_limit is {self.level_limit}; it is above 0")
 
     @torch.no_grad()
-    def __call__(
-        self, predictions: DensePredictions, targets: Sequence[dict[str, Tensor]], trace: bool = False
-    ) -> Assignment:
+    def __call__(self, predictions: DensePredictions, targets: Targets, trace: bool = False) -> Assignment:
         """Assign a batch. Only the grid and objects count; but a slot whose prediction is not finite is not positive.
 
         Args:

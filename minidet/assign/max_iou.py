@@ -9,7 +9,6 @@ Source: RetinaNet, arXiv 1708.02002, section 4; the low-quality rule is from Fas
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +19,7 @@ from minidet.assign.base import (
     IGNORED,
     Assignment,
     DensePredictions,
+    Targets,
     assign_by_grid,
     give_to_best,
 )
@@ -54,9 +54,7 @@ class MaxIoU:
             )
 
     @torch.no_grad()
-    def __call__(
-        self, predictions: DensePredictions, targets: Sequence[dict[str, Tensor]], trace: bool = False
-    ) -> Assignment:
+    def __call__(self, predictions: DensePredictions, targets: Targets, trace: bool = False) -> Assignment:
         """Assign a batch. Only anchors and objects count; but a slot whose prediction is not finite is not positive.
 
         Args:

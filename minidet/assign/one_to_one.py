@@ -8,14 +8,13 @@ Deformable DETR, arXiv 2010.04159, whose classes are sigmoids like here; chapter
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from minidet.assign.base import BACKGROUND, Assignment, DensePredictions, make_assignment
+from minidet.assign.base import BACKGROUND, Assignment, DensePredictions, Targets, make_assignment, pad_targets
 from minidet.boxes import giou, xyxy_to_cxcywh
 from minidet.errors import MinidetError
 from minidet.grid import Grid
@@ -44,9 +43,7 @@ class OneToOne:
             raise MinidetError(f"OneToOne: the three weights are {weights}; none is below 0, and one at least is above")
 
     @torch.no_grad()
-    def __call__(
-        self, predictions: DensePredictions, targets: Sequence[dict[str, Tensor]], trace: bool = False
-    ) -> Assignment:
+    def __call__(self, predictions: DensePredictions, targets: Targets, trace: bool = False) -> Assignment:
         """Assign a batch.
 
         Args:
@@ -58,25 +55,27 @@ class OneToOne:
             The assignment. A slot whose prediction is not finite is no candidate. With more objects than candidates
             some objects have none: those without which the rest is cheapest.
         """
-        finite = predictions.finite
-        steps = [self.match(predictions, i, finite[i], target) for i, target in enumerate(targets)]
+        gt, finite = pad_targets(targets), predictions.finite
+        steps = [
+            self.match(predictions, image, finite[image], gt.boxes_of(image), gt.labels_of(image))
+            for image in range(len(gt))
+        ]
         matched_gt = torch.stack([step["matched_gt"] for step in steps])
-        return make_assignment(matched_gt, predictions, targets, traces=steps if trace else None)
+        return make_assignment(matched_gt, predictions, gt, traces=steps if trace else None)
 
     def match(
-        self, predictions: DensePredictions, image: int, usable: Tensor, target: dict[str, Tensor]
+        self, predictions: DensePredictions, image: int, usable: Tensor, gt_boxes: Tensor, gt_labels: Tensor
     ) -> dict[str, Tensor]:
-        """Who learns what in one image, step by step, on the K slots that are usable, [A] bool.
+        """Who learns what in one image with objects [G, 4] and [G], step by step, on the K usable slots of the [A].
 
         Returns:
             `candidates` [K] int64 slots; `class_cost`, `l1_cost`, `giou_cost` and their weighted sum `cost`, all
             [G, K]; `taken` [G, K] bool; and `matched_gt` [A].
         """
-        gt_boxes = target["boxes"].float()
         candidates = usable.nonzero().flatten()  # [K]
         boxes = predictions.boxes[image, candidates].clamp(-FAR, FAR)
         object_logits = None if predictions.object_logits is None else predictions.object_logits[image, candidates]
-        class_costs = focal_class_cost(predictions.class_logits[image, candidates], object_logits, target["labels"])
+        class_costs = focal_class_cost(predictions.class_logits[image, candidates], object_logits, gt_labels)
         l1_costs = relative_l1(gt_boxes, boxes, predictions.grid)
         giou_costs = -giou(gt_boxes[:, None], boxes[None])
         costs = self.class_weight * class_costs + self.l1_weight * l1_costs + self.giou_weight * giou_costs  # [G, K]

@@ -1,22 +1,33 @@
 """SimOTA: every object looks for the slots that already predict it best, and takes as many as they deserve.
 
-Four steps for one image: candidates near the object's centre; the cost of every (object, candidate) pair; a number of
-slots for each object, from how well the candidates overlap it ("dynamic k"); the cheapest k, conflicts to the cheaper
-owner.
+Four steps: candidates near the object's centre; the cost of every (object, candidate) pair; a number of slots for each
+object, from how well the candidates overlap it ("dynamic k"); the cheapest k, conflicts to the cheaper owner.
+
+All images of a batch go through them at once, and only candidates are looked at. Images have different numbers of
+objects and candidates, so both are filled up, to G and K; what fills up is never cheap enough to be taken. No size
+depends on what is in a tensor, so a GPU is never asked, and never waited for.
 
 Source: YOLOX, section 2.1 "SimOTA"; OTA is arXiv 2103.14259; chapter 10.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from minidet.assign.base import BACKGROUND, Assignment, DensePredictions, pairs_of
+from minidet.assign.base import (
+    BACKGROUND,
+    Assignment,
+    DensePredictions,
+    GroundTruth,
+    Targets,
+    pad_targets,
+    pairs_of,
+    places_of_true,
+)
 from minidet.boxes import pairwise_iou
 from minidet.grid import Grid
 
@@ -46,9 +57,7 @@ class SimOTA:
         return cls(radius=2.5, box_candidates=True, outside_penalty=1e5)
 
     @torch.no_grad()
-    def __call__(
-        self, predictions: DensePredictions, targets: Sequence[dict[str, Tensor]], trace: bool = False
-    ) -> Assignment:
+    def __call__(self, predictions: DensePredictions, targets: Targets, trace: bool = False) -> Assignment:
         """Assign a batch.
 
         Args:
@@ -60,106 +69,134 @@ class SimOTA:
             The assignment. A slot whose prediction is not finite is no candidate. An object can end without a slot when
             all that it wanted went to others.
         """
-        batch, slots = predictions.boxes.shape[:2]
-        matched_gt = predictions.boxes.new_full((batch, slots), BACKGROUND, dtype=torch.int64)
-        quality = predictions.boxes.new_zeros((batch, slots))
-        finite, traces = predictions.finite, []
-        for i, target in enumerate(targets):
-            gt_boxes, gt_labels = target["boxes"].float(), target["labels"]
-            matched_gt[i], quality[i], steps = self._assign_image(
-                predictions.grid,
-                predictions.boxes[i],
-                predictions.class_logits[i],
-                None if predictions.object_logits is None else predictions.object_logits[i],
-                finite[i],
-                gt_boxes,
-                gt_labels,
-            )
-            traces.append(steps)
-        num_gt = tuple(len(target["labels"]) for target in targets)
-        return Assignment(matched_gt, pairs_of(matched_gt), quality, num_gt, tuple(traces) if trace else None)
+        gt, grid = pad_targets(targets), predictions.grid
+        slots, valid = self.candidates(grid, gt)  # [B, K]: only these slots are looked at from here on
+        near = predictions.at(slots)
+        valid = valid & near.finite
+        is_pair = gt.real[:, :, None] & valid[:, None, :]  # [B, G, K]; all others fill up
+        free = self.free_pairs(near.grid, gt.boxes)  # [B, G, K]
 
-    def regions(self, grid: Grid, gt_boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Step 1: which slots are candidates, and which pairs are free of the penalty.
+        # The tensors of all pairs are large, so they are changed in place where that can be done.
+        ious = pairwise_iou(gt.boxes, near.boxes).clamp_(max=1).masked_fill_(~is_pair, 0)  # [B, G, K]
+        class_costs = class_cost(near.class_logits, near.object_logits, gt.labels)  # [B, G, K]
+        costs = torch.add(ious, 1e-8).log_().mul_(-self.iou_weight).add_(class_costs)
+        costs = torch.where(free, costs, costs + self.outside_penalty).masked_fill_(~is_pair, torch.inf)
+
+        k = dynamic_k(ious, self.max_k, valid.sum(dim=1)) * gt.real  # [B, G]
+        wanted, exists = cheapest(costs, k, self.max_k)  # [B, G, at most max_k]
+        owner, times = owners(wanted, exists, costs)  # [B, K], BACKGROUND where nobody wants the slot
+
+        # Back from the K candidates to all A slots. What fills up is written into a column too many.
+        batch, count = predictions.boxes.shape[:2]
+        column = torch.where(valid, slots, count)
+        matched_gt = torch.full((batch, count + 1), BACKGROUND, device=slots.device).scatter(1, column, owner)[:, :-1]
+        overlap = ious.gather(1, owner.clamp(min=0)[:, None])[:, 0] * (owner >= 0)  # [B, K]
+        quality = torch.zeros(batch, count + 1, device=slots.device).scatter(1, column, overlap)[:, :-1]
+        pairs = pairs_of(matched_gt, most=min(gt.boxes.shape[1] * self.max_k, slots.shape[1]))
+        traces = None
+        if trace:
+            is_wanted = torch.zeros_like(free).scatter(2, wanted, exists)
+            steps = {"free": free, "iou": ious, "class_cost": class_costs, "cost": costs, "wanted": is_wanted}
+            traces = tuple(
+                {
+                    "candidates": slots[i, valid[i]],
+                    **{name: step[i, : gt.counts[i], valid[i]] for name, step in steps.items()},
+                    "dynamic_k": k[i, : gt.counts[i]],
+                    "conflicts": slots[i, valid[i] & (times[i] > 1)],
+                    "taken": owner[i, valid[i]] == torch.arange(gt.counts[i], device=slots.device)[:, None],
+                }
+                for i in range(batch)
+            )
+        return Assignment(matched_gt, quality, pairs, pairs, gt, traces)
+
+    def candidates(self, grid: Grid, gt: GroundTruth) -> tuple[Tensor, Tensor]:
+        """Step 1: the slots that are looked at, in order: [B, K] int64, and [B, K] bool which of them are not filling.
+
+        K is the number of slots that the objects' centre squares can hold, or A where boxes count too.
+        """
+        slots, inside = slots_around(grid, gt.boxes, self.radius)  # [B, G, N]
+        near = inside & gt.real[..., None]
+        column = torch.where(near, slots, len(grid)).flatten(1)  # what is outside goes into a column too many
+        is_candidate = torch.zeros(len(slots), len(grid) + 1, dtype=torch.bool, device=slots.device)
+        is_candidate = is_candidate.scatter(1, column, True)[:, :-1]  # [B, A]
+        if self.box_candidates:
+            in_box = inside_box(grid.centers, gt.boxes) & gt.real[..., None]  # [B, G, A]
+            return places_of_true(is_candidate | in_box.any(dim=1), len(grid))
+        return places_of_true(is_candidate, min(column.shape[1], len(grid)))
+
+    def free_pairs(self, grid: Grid, gt_boxes: Tensor) -> Tensor:
+        """Which pairs are free of the penalty.
+
+        Args:
+            grid: cells and strides [..., K] of the candidates.
+            gt_boxes: [..., G, 4] float xyxy.
 
         Returns:
-            candidates [A] bool, and free [G, A] bool.
+            [..., G, K] bool.
         """
-        near = centre_candidates(grid.centers, grid.strides, gt_boxes, self.radius)  # [G, A]
-        if not self.box_candidates:
-            return near.any(dim=0), near
-        inside = inside_box(grid.centers, gt_boxes)  # [G, A]
-        return (near | inside).any(dim=0), near & inside
+        free = centre_candidates(grid.centers, grid.strides, gt_boxes, self.radius)
+        return free & inside_box(grid.centers, gt_boxes) if self.box_candidates else free
 
-    def _assign_image(
-        self,
-        grid: Grid,
-        boxes: Tensor,
-        class_logits: Tensor,
-        object_logits: Tensor | None,
-        finite: Tensor,
-        gt_boxes: Tensor,
-        gt_labels: Tensor,
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        # Only candidates are looked at from here on: K of the A slots.
-        is_candidate, free = self.regions(grid, gt_boxes)
-        candidates = (is_candidate & finite).nonzero().flatten()  # [K]
-        free = free[:, candidates]  # [G, K]
 
-        ious = pairwise_iou(gt_boxes, boxes[candidates]).clamp(max=1)  # [G, K]
-        objectness = None if object_logits is None else object_logits[candidates]
-        class_costs = class_cost(class_logits[candidates], objectness, gt_labels)  # [G, K]
-        costs = class_costs - self.iou_weight * torch.log(ious + 1e-8) + self.outside_penalty * ~free
+def slots_around(grid: Grid, gt_boxes: Tensor, radius: float) -> tuple[Tensor, Tensor]:
+    """The slots near each object's centre, found by arithmetic: nobody else is asked whether it is near.
 
-        k = dynamic_k(ious, self.max_k)  # [G]
-        wanted = cheapest(costs, k)  # [G, K] bool
-        taken, conflicts = resolve_conflicts(wanted, costs)
+    Args:
+        grid: all slots.
+        gt_boxes: [..., G, 4] float xyxy in pixels.
+        radius: half the side of the centre square, in strides.
 
-        matched = boxes.new_full((len(boxes),), BACKGROUND, dtype=torch.int64)
-        quality = boxes.new_zeros(len(boxes))
-        positive = taken.any(dim=0)  # [K]
-        if len(gt_boxes):
-            owner = taken.int().argmax(dim=0)  # [K]
-            matched[candidates[positive]] = owner[positive]
-            quality[candidates[positive]] = ious.gather(0, owner[None])[0, positive]
-        steps = {
-            "candidates": candidates,
-            "free": free,
-            "iou": ious,
-            "class_cost": class_costs,
-            "cost": costs,
-            "dynamic_k": k,
-            "wanted": wanted,
-            "conflicts": candidates[conflicts],
-            "taken": taken,
-        }
-        return matched, quality, steps
+    Returns:
+        [..., G, N] int64 slots, the same number from each level, and [..., G, N] bool which of them exist and are
+        `centre_candidates`; the others are 0.
+    """
+    centers = (gt_boxes[..., :2] + gt_boxes[..., 2:]) / 2
+    side = math.ceil(2 * radius)  # so many cell centres can lie in an open interval of 2 radius strides
+    offsets = torch.arange(side, device=gt_boxes.device)
+    anchors = torch.arange(grid.anchors_per_cell, device=gt_boxes.device)
+    slots, inside, first = [], [], 0
+    for (rows, columns), size in zip(grid.level_shapes, grid.level_sizes, strict=True):
+        stride = grid.strides[first]
+        position = centers / stride  # in cells
+        corner = (position - radius - 0.5).floor() + 1  # the first cell whose centre is less than radius away
+        cells = corner[..., None] + offsets  # [..., G, (x, y), side]
+        near = ((cells + 0.5) * stride - centers[..., None]).abs() < radius * stride
+        x, y = cells[..., 0, None, :], cells[..., 1, :, None]  # [..., G, 1, side], [..., G, side, 1]
+        on_map = (x >= 0) & (x < columns) & (y >= 0) & (y < rows)
+        on_map = on_map & near[..., 0, None, :] & near[..., 1, :, None]  # [..., G, side, side]
+        slot = torch.where(on_map, y * columns + x, 0).long()[..., None] * grid.anchors_per_cell + anchors
+        slots.append((first + slot).flatten(-3))
+        inside.append(on_map[..., None].expand_as(slot).flatten(-3))
+        first += size
+    inside = torch.cat(inside, dim=-1)
+    return torch.cat(slots, dim=-1) * inside, inside
 
 
 def centre_candidates(points: Tensor, strides: Tensor, gt_boxes: Tensor, radius: float) -> Tensor:
     """Which slots may learn which object: those whose cell centre lies near the object's centre.
 
     Args:
-        points: [A, 2] float, cell centres (x, y) in pixels.
-        strides: [A] float, pixels per cell of the level that each point belongs to.
-        gt_boxes: [G, 4] float, xyxy in pixels.
+        points: [..., A, 2] float, cell centres (x, y) in pixels.
+        strides: [..., A] float, pixels per cell of the level that each point belongs to.
+        gt_boxes: [..., G, 4] float, xyxy in pixels.
         radius: half the side of the centre square, in strides.
 
     Returns:
-        [G, A] bool. A row may be all False: an object can have no candidate.
+        [..., G, A] bool. A row may be all False: an object can have no candidate.
 
     Source: YOLOX, section 2.1, "multi positives"; chapter 09.
     """
-    centers = (gt_boxes[:, :2] + gt_boxes[:, 2:]) / 2
-    offset = (points[None, :, :] - centers[:, None, :]).abs()  # [G, A, 2]
-    return (offset < radius * strides[None, :, None]).all(dim=-1)
+    centers = (gt_boxes[..., :2] + gt_boxes[..., 2:]) / 2
+    reach = radius * strides[..., None, :]  # [..., 1, A]
+    near_x, near_y = ((points[..., None, :, i] - centers[..., :, None, i]).abs() < reach for i in (0, 1))
+    return near_x & near_y
 
 
 def inside_box(points: Tensor, gt_boxes: Tensor) -> Tensor:
-    """Which points lie strictly inside which box: [A, 2] and [G, 4] xyxy -> [G, A] bool."""
-    beyond_top_left = points[None] > gt_boxes[:, None, :2]
-    before_bottom_right = points[None] < gt_boxes[:, None, 2:]
-    return (beyond_top_left & before_bottom_right).all(dim=-1)
+    """Which points lie strictly inside which box: [..., A, 2] and [..., G, 4] xyxy -> [..., G, A] bool."""
+    x, y = points[..., None, :, 0], points[..., None, :, 1]
+    x1, y1, x2, y2 = gt_boxes[..., None].unbind(-2)  # [..., G, 1] each
+    return (x > x1) & (x < x2) & (y > y1) & (y < y2)
 
 
 def class_cost(class_logits: Tensor, object_logits: Tensor | None, gt_labels: Tensor) -> Tensor:
@@ -169,57 +206,71 @@ def class_cost(class_logits: Tensor, object_logits: Tensor | None, gt_labels: Te
     column of the object's class. So [G, K, C] numbers are never made.
 
     Args:
-        class_logits: [K, C] float.
-        object_logits: [K] float; None for a detector without objectness, whose class scores are taken as they are.
-        gt_labels: [G] int64.
+        class_logits: [B, K, C] float.
+        object_logits: [B, K] float; None for a detector without objectness, whose class scores are taken as they are.
+        gt_labels: [B, G] int64.
 
     Returns:
-        [G, K] float.
+        [B, G, K] float.
     """
-    score = class_logits.sigmoid()  # [K, C]
+    score = class_logits.transpose(1, 2).contiguous().sigmoid_()  # [B, C, K]
     if object_logits is not None:
-        score = (score * object_logits.sigmoid()[:, None]).sqrt()
-    ones, zeros = torch.ones_like(score), torch.zeros_like(score)
-    cost_if_present = F.binary_cross_entropy(score, ones, reduction="none")  # -log(score), at most 100
-    cost_if_absent = F.binary_cross_entropy(score, zeros, reduction="none")  # -log(1 - score), at most 100
-    correction = (cost_if_present - cost_if_absent)[:, gt_labels]  # [K, G]
-    return (cost_if_absent.sum(dim=1, keepdim=True) + correction).T
+        score = score.mul_(object_logits.sigmoid()[:, None]).sqrt_()
+    log_present = score.log().clamp_(min=-100)
+    log_absent = score.neg_().log1p_().clamp_(min=-100)
+    image = torch.arange(len(score), device=score.device)[:, None]
+    correction = log_present.neg_().add_(log_absent)[image, gt_labels]  # [B, G, K]
+    return correction.sub_(log_absent.sum(dim=1)[:, None])
 
 
-def dynamic_k(ious: Tensor, max_k: int) -> Tensor:
-    """How many slots each object may take: the sum of its largest IoUs, rounded down, at least 1; [G, K] -> [G] int64.
+def dynamic_k(ious: Tensor, max_k: int, candidates: Tensor) -> Tensor:
+    """How many slots each object may take: the sum of its largest IoUs, rounded down, at least 1.
 
-    With no candidate at all it is 0.
+    Args:
+        ious: [..., G, K] float, 0 where a candidate only fills up.
+        max_k: so many IoUs are summed.
+        candidates: [...] int64, how many there are; k is never more than that, and 0 without any.
+
+    Returns:
+        [..., G] int64.
     """
-    count = min(max_k, ious.shape[1])
-    return ious.topk(count, dim=1).values.sum(dim=1).long().clamp(min=min(1, count), max=count)
+    largest = ious.topk(min(max_k, ious.shape[-1]), dim=-1).values
+    return torch.minimum(largest.sum(dim=-1).long().clamp(min=1), candidates[..., None])
 
 
-def cheapest(costs: Tensor, k: Tensor) -> Tensor:
-    """The k[g] cheapest slots of each object g: [G, K] and [G] -> [G, K] bool."""
-    wanted = torch.zeros_like(costs, dtype=torch.bool)
-    if costs.numel() == 0:
-        return wanted
-    most = int(k.max())
-    slots = costs.topk(most, dim=1, largest=False).indices  # [G, most]
-    within_k = torch.arange(most, device=k.device) < k[:, None]
-    return wanted.scatter(1, slots, within_k)
+def cheapest(costs: Tensor, k: Tensor, max_k: int) -> tuple[Tensor, Tensor]:
+    """The k cheapest slots of each object, cheapest first.
+
+    Args:
+        costs: [B, G, K] float.
+        k: [B, G] int64, none above max_k.
+        max_k: most that an object takes.
+
+    Returns:
+        [B, G, min(max_k, K)] int64 slots, and bool which of them the object wants: its first k.
+    """
+    most = min(max_k, costs.shape[-1])
+    slots = costs.topk(most, dim=-1, largest=False).indices
+    return slots, torch.arange(most, device=k.device) < k[..., None]
 
 
-def resolve_conflicts(wanted: Tensor, costs: Tensor) -> tuple[Tensor, Tensor]:
-    """Give each slot that several objects want to the one object whose cost there is smallest.
+def owners(wanted: Tensor, exists: Tensor, costs: Tensor) -> tuple[Tensor, Tensor]:
+    """The object that gets each slot: the one that wants it or, of a contested slot, the one that it costs least.
 
     As published that is the cheapest of *all* objects, even one that did not ask for the slot.
 
     Args:
-        wanted: [G, K] bool.
-        costs: [G, K] float.
+        wanted: [B, G, W] int64, slots that each object wants.
+        exists: [B, G, W] bool, which of these entries count.
+        costs: [B, G, K] float.
 
     Returns:
-        taken [G, K] bool with at most one owner a slot, and the contested slots [K] bool.
+        [B, K] int64, BACKGROUND where no object wants the slot, and [B, K] int64 how many want it.
     """
-    contested = wanted.sum(dim=0) > 1
-    if not len(costs):
-        return wanted, contested
-    cheapest_owner = F.one_hot(costs.argmin(dim=0), len(costs)).bool().T  # [G, K]
-    return torch.where(contested, cheapest_owner, wanted), contested
+    batch, count, slots = costs.shape
+    place = torch.where(exists, wanted, slots).flatten(1)  # entries that do not count go into a column too many
+    object_of = torch.arange(count, device=costs.device)[:, None].expand_as(wanted[0]).flatten().expand_as(place)
+    empty = torch.full((batch, slots + 1), BACKGROUND, device=costs.device)
+    wanter = empty.scatter_reduce(1, place, object_of, "amax")[:, :-1]
+    times = torch.zeros_like(empty).scatter_add(1, place, torch.ones_like(place))[:, :-1]
+    return torch.where(times > 1, costs.argmin(dim=1), wanter), times

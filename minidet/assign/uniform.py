@@ -23,10 +23,11 @@ from minidet.assign.base import (
     Assignment,
     DensePredictions,
     Pairs,
+    Targets,
     make_assignment,
     pad_targets,
 )
-from minidet.boxes import iou, xyxy_to_cxcywh
+from minidet.boxes import iou, pairwise_iou, xyxy_to_cxcywh
 from minidet.errors import MinidetError
 from minidet.grid import Grid
 
@@ -62,9 +63,7 @@ class UniformMatching:
             raise MinidetError(f"UniformMatching: sources are 'predictions', 'anchors' or both, not {self.sources}")
 
     @torch.no_grad()
-    def __call__(
-        self, predictions: DensePredictions, targets: Sequence[dict[str, Tensor]], trace: bool = False
-    ) -> Assignment:
+    def __call__(self, predictions: DensePredictions, targets: Targets, trace: bool = False) -> Assignment:
         """Assign a batch.
 
         Args:
@@ -77,7 +76,8 @@ class UniformMatching:
             box loss sees all of these pairs. A slot whose prediction is not finite is never positive.
         """
         grid, boxes, finite = predictions.grid, predictions.boxes, predictions.finite
-        gt_boxes, real = pad_targets(targets)  # [B, G, 4], [B, G]; G is the largest number of objects in an image
+        ground_truth = pad_targets(targets)
+        gt_boxes, real = ground_truth.boxes, ground_truth.real  # [B, G, 4], [B, G]
         distances = l1_distances(gt_boxes, boxes.masked_fill(~finite[..., None], FAR))  # [B, G, A]
         blocks = in_blocks(distances, grid)  # [B, G, blocks, slots a block]
         best = blocks.amin(dim=-1)  # [B, G, blocks]; most blocks need no second look
@@ -92,28 +92,33 @@ class UniformMatching:
         pair_iou = iou(grid.anchor_boxes[slot], gt_boxes.gather(1, gt[..., None].expand(-1, -1, 4)))  # [B, P]
         near_enough = pair_iou >= self.min_anchor_iou
 
-        covering = covering_slots(boxes, gt_boxes, blocks, best, self.max_background_iou) & finite
+        if boxes.device.type == "cpu" and not torch.compiler.is_compiling():
+            covering = covering_slots_in_blocks(boxes, gt_boxes, blocks, best, self.max_background_iou)
+        else:  # fewer and larger steps, whose sizes do not depend on what is found
+            covering = covering_slots(boxes, gt_boxes, self.max_background_iou)
+        covering = covering & finite
         matched_gt = torch.where(covering, IGNORED, BACKGROUND)  # [B, A]
         write_in_order(matched_gt, slot, torch.where(near_enough, gt, IGNORED), exists)
 
-        image, place = (exists & near_enough).nonzero(as_tuple=True)
-        pairs = Pairs(image, slot[image, place], gt[image, place])
+        image = torch.arange(len(slot), device=slot.device)[:, None].expand_as(slot)
+        pairs = Pairs(*(values.flatten() for values in (image, slot, gt, exists & near_enough)))
         traces = None
         if trace:
             traces = [
                 {
-                    "pred_distance": distances[i, : len(target["labels"])],
-                    "anchor_distance": l1_distances(target["boxes"].float(), grid.anchor_boxes),
-                    **{f"nearest_{source}": slots[i, : len(target["labels"])] for source, slots in nearest.items()},
+                    "pred_distance": distances[i, :count],
+                    "anchor_distance": l1_distances(gt_boxes[i, :count], grid.anchor_boxes),
+                    **{f"nearest_{source}": slots[i, :count] for source, slots in nearest.items()},
                     "pair_slot": slot[i, exists[i]],
                     "pair_gt": gt[i, exists[i]],
                     "pair_iou": pair_iou[i, exists[i]],
                     "pair_ignored": ~near_enough[i, exists[i]],
                     "covering": covering[i],
                 }
-                for i, target in enumerate(targets)
+                for i, count in enumerate(ground_truth.counts)
             ]
-        return make_assignment(matched_gt, predictions, targets, pairs, traces)
+        most = min(slot.shape[1], len(grid))  # each pair makes at most one slot positive
+        return make_assignment(matched_gt, predictions, ground_truth, pairs, traces, most)
 
 
 def l1_distances(gt_boxes: Tensor, boxes: Tensor) -> Tensor:
@@ -238,8 +243,15 @@ def write_in_order(rows: Tensor, slot: Tensor, value: Tensor, exists: Tensor) ->
         torch.where(last >= 0, value.gather(1, last.clamp(min=0)), rows, out=rows)
 
 
-def covering_slots(boxes: Tensor, gt_boxes: Tensor, blocks: Tensor, best: Tensor, iou_threshold: float) -> Tensor:
-    """Which predicted boxes overlap some object by more than the threshold.
+def covering_slots(boxes: Tensor, gt_boxes: Tensor, iou_threshold: float) -> Tensor:
+    """Which predicted boxes overlap some object by more than the threshold: [B, A, 4] and [B, G, 4] -> [B, A] bool."""
+    return (pairwise_iou(gt_boxes, boxes) > iou_threshold).any(dim=1)
+
+
+def covering_slots_in_blocks(
+    boxes: Tensor, gt_boxes: Tensor, blocks: Tensor, best: Tensor, iou_threshold: float
+) -> Tensor:
+    """The same as `covering_slots`, for a CPU, which is fast at looking where it is worth while.
 
     IoU is looked at only where it can be so high. Let t be the threshold and w, w' the widths. The overlap is at least
     t times the wider one, so the centres differ by at most (w + w') / 2 - t max(w, w') in x, and as the narrower one

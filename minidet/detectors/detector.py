@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minidet.assign import Assignment, DensePredictions
+from minidet.assign import Assignment, DensePredictions, GroundTruth, Targets, pad_targets
 from minidet.boxes import clip_boxes
 from minidet.data.augment import GREY, RESIZES, fit_geometry
 from minidet.data.augment import resize as resize_image
@@ -62,6 +62,7 @@ class Detector(nn.Module):
         self.max_detections = config.max_detections
         self.use_l1 = False
         self.last_assignment: Assignment | None = None
+        self._learn = type(self).learn  # or, after `compile`, the same translated
 
     # What a subclass fills in; `x` is [B, 3, H, W] float32, RGB, 0 to 255.
 
@@ -71,12 +72,10 @@ class Detector(nn.Module):
     def dense_of(self, x: Tensor) -> DensePredictions:
         raise NotImplementedError
 
-    def assign_of(self, predictions: DensePredictions, targets: Sequence[Target], trace: bool) -> Assignment:
+    def assign_of(self, predictions: DensePredictions, targets: Targets, trace: bool) -> Assignment:
         raise NotImplementedError
 
-    def losses_of(
-        self, predictions: DensePredictions, assignment: Assignment, targets: Sequence[Target]
-    ) -> dict[str, Tensor]:
+    def losses_of(self, predictions: DensePredictions, assignment: Assignment, targets: Targets) -> dict[str, Tensor]:
         raise NotImplementedError
 
     def select(self, boxes: Tensor, class_scores: Tensor) -> Prediction:
@@ -105,12 +104,8 @@ class Detector(nn.Module):
             if targets is None:
                 raise ValueError("a model in training mode needs targets; call model.eval() first to get predictions")
             x, _ = self.network_input(images)
-            targets = self.network_targets(images, targets)
-            predictions = self.dense_of(x)
-            with _full_precision(x):
-                assignment = self.assign_of(predictions.detach(), targets, trace=False)
-                self.last_assignment = assignment
-                return self.losses_of(predictions, assignment, targets)
+            losses, self.last_assignment = self._learn(self, x, self.ground_truth(images, targets))
+            return losses
 
         x, scales = self.network_input(images)
         predictions = self.dense_of(x)
@@ -135,7 +130,22 @@ class Detector(nn.Module):
         """Which slot would learn which object from these images, with everything that led to it."""
         x, _ = self.network_input(images)
         with torch.no_grad(), _full_precision(x):
-            return self.assign_of(self.dense_of(x), self.network_targets(images, targets), trace)
+            return self.assign_of(self.dense_of(x), self.ground_truth(images, targets), trace)
+
+    def learn(self, x: Tensor, gt: GroundTruth) -> tuple[dict[str, Tensor], Assignment]:
+        """The computation of a training step, network input in, losses out; nothing in it asks a GPU for a number."""
+        predictions = self.dense_of(x)
+        with _full_precision(x):
+            assignment = self.assign_of(predictions.detach(), gt, trace=False)
+            return self.losses_of(predictions, assignment, gt), assignment
+
+    def compile(self, **options: Any) -> None:
+        """Let `torch.compile` translate the computation of a training step as one graph; predictions stay as they are.
+
+        Args:
+            options: of `torch.compile`, such as `backend` or `mode`.
+        """
+        self._learn = torch.compile(type(self).learn, fullgraph=True, **options)
 
     # From pictures to network input.
 
@@ -179,19 +189,19 @@ class Detector(nn.Module):
             place[:, : picture.shape[1], : picture.shape[2]] = picture
         return x, scales
 
-    def network_targets(self, images: Images, targets: Sequence[Target]) -> list[Target]:
-        """The targets in pixels of the network input, on the model's device, checked."""
+    def ground_truth(self, images: Images, targets: Sequence[Target]) -> GroundTruth:
+        """The targets in pixels of the network input, checked, in one piece on the model's device."""
         if len(targets) != len(images):
             raise ValueError(f"{len(images)} images, but {len(targets)} targets; give one target an image")
         scaled = []
         for index, (image, target) in enumerate(zip(images, targets, strict=True)):
             self._check_target(target, index)
-            boxes = target["boxes"].to(self.device, torch.float32, non_blocking=True)
+            boxes = target["boxes"].float()
             if not isinstance(images, Tensor):
-                _, scale = fit_geometry(tuple(image.shape[-2:]), self.input_hw, self.resize)
-                boxes = boxes * _scale_of_boxes(boxes, scale)
-            scaled.append({"boxes": boxes, "labels": target["labels"].to(self.device, non_blocking=True)})
-        return scaled
+                _, (x, y) = fit_geometry(tuple(image.shape[-2:]), self.input_hw, self.resize)
+                boxes = torch.stack([boxes[:, 0] * x, boxes[:, 1] * y, boxes[:, 2] * x, boxes[:, 3] * y], dim=1)
+            scaled.append({"boxes": boxes, "labels": target["labels"]})
+        return pad_targets(scaled, self.device)
 
     def _check_batch(self, images: Tensor) -> None:
         if images.ndim != 4 or images.shape[1] != 3:

@@ -15,13 +15,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.functional import one_hot
-from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import sigmoid_focal_loss
 
-from minidet.assign import IGNORED, Assigner, Assignment, DensePredictions, UniformMatching, matched_targets
+from minidet.assign import IGNORED, Assigner, Assignment, DensePredictions, Targets, UniformMatching, pad_targets
 from minidet.boxes import cxcywh_to_xyxy, nms, xyxy_to_cxcywh
-from minidet.detectors.detector import IMAGENET_MEAN, Detector, Prediction, Target
+from minidet.detectors.detector import IMAGENET_MEAN, Detector, Prediction
 from minidet.errors import MinidetError
 from minidet.grid import cached_grid
 from minidet.layers.darknet import CSPDarknet53
@@ -151,31 +149,32 @@ class YOLOF(Detector):
             class_logits = combine_logits(class_logits, slots_first(object_maps, n))
         return class_logits, slots_first(box_maps, n)
 
-    def assign_of(self, predictions: DensePredictions, targets: Sequence[Target], trace: bool) -> Assignment:
+    def assign_of(self, predictions: DensePredictions, targets: Targets, trace: bool) -> Assignment:
         return self.config.assigner(predictions, targets, trace)
 
-    def losses_of(
-        self, predictions: DensePredictions, assignment: Assignment, targets: Sequence[Target]
-    ) -> dict[str, Tensor]:
+    def losses_of(self, predictions: DensePredictions, assignment: Assignment, targets: Targets) -> dict[str, Tensor]:
         """Focal loss over all slots that are not ignored, and 1 - GIoU over all pairs, both per positive slot.
 
         A slot that two objects want counts once in the divisor and twice in the box loss, as published.
 
         Source: YOLOF, section 4.3, and its published code; chapter 07.
         """
-        matched_gt = assignment.matched_gt
+        gt, pairs, matched_gt = pad_targets(targets), assignment.box_pairs, assignment.matched_gt
         positives = assignment.num_positives.clamp(min=1)
 
-        classes = labels_of(matched_gt, targets, self.num_classes)  # [B, A], num_classes where there is no object
-        wanted = one_hot(classes, self.num_classes + 1)[..., :-1].to(predictions.class_logits)
+        classes = labels_of(matched_gt, gt, self.num_classes)  # [B, A], num_classes where there is no object
+        wanted = classes[..., None] == torch.arange(self.num_classes, device=classes.device)  # [B, A, C]
         focal = sigmoid_focal_loss(
-            predictions.class_logits, wanted, self.config.focal_alpha, self.config.focal_gamma
+            predictions.class_logits,
+            wanted.to(predictions.class_logits),
+            self.config.focal_alpha,
+            self.config.focal_gamma,
         )  # [B, A, C]
-        gt_boxes, _ = matched_targets(targets, assignment.pairs)
-        boxes = predictions.boxes[assignment.pairs.image, assignment.pairs.slot]  # [P, 4]
+        boxes = predictions.boxes[pairs.image, pairs.slot]  # [P, 4]
+        box_terms = giou_loss(boxes, gt.boxes[pairs.image, pairs.gt]).where(pairs.exists, 0)
         return {
             "loss_class": focal.masked_fill((matched_gt == IGNORED)[..., None], 0).sum() / positives,
-            "loss_box": giou_loss(boxes, gt_boxes).sum() / positives,
+            "loss_box": box_terms.sum() / positives,
         }
 
     def select(self, boxes: Tensor, class_scores: Tensor) -> Prediction:
@@ -246,11 +245,10 @@ def share_out(anchor_sizes: Sequence[float], levels: int) -> tuple[tuple[float, 
     return tuple(tuple(sizes[i : i + each]) for i in range(0, len(sizes), each))
 
 
-def labels_of(matched_gt: Tensor, targets: Sequence[Target], nothing: int) -> Tensor:
+def labels_of(matched_gt: Tensor, targets: Targets, nothing: int) -> Tensor:
     """The class of the object that each slot was given, and `nothing` where it was given none; [B, A] int64."""
-    labels = pad_sequence([target["labels"] for target in targets], batch_first=True, padding_value=nothing)
-    labels = F.pad(labels, (1, 0), value=nothing)  # column 0 is for slots without an object
-    return labels.gather(1, (matched_gt + 1).clamp(min=0))
+    labels = F.pad(pad_targets(targets).labels, (1, 0))  # column 0 is for slots without an object
+    return labels.gather(1, (matched_gt + 1).clamp(min=0)).where(matched_gt >= 0, nothing)
 
 
 def postprocess(

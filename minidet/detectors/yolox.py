@@ -5,16 +5,14 @@ Source: arXiv 2107.08430; chapters 08 to 11.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
-from minidet.assign import IGNORED, Assigner, Assignment, DensePredictions, SimOTA, matched_targets, pairs_of
+from minidet.assign import IGNORED, Assigner, Assignment, DensePredictions, SimOTA, Targets, pad_targets
 from minidet.boxes import cxcywh_to_xyxy, nms
-from minidet.detectors.detector import MAX_LOG_SIZE, Detector, Prediction, Target
+from minidet.detectors.detector import MAX_LOG_SIZE, Detector, Prediction
 from minidet.errors import MinidetError
 from minidet.grid import Grid, cached_grid
 from minidet.layers.darknet import CSPDarknet, Darknet53
@@ -91,34 +89,36 @@ class YOLOX(Detector):
         class_logits, raw_boxes, object_logits = (in_a_row(list(maps)) for maps in zip(*levels, strict=True))
         return DensePredictions(grid, raw_boxes, decode(raw_boxes, grid), class_logits, object_logits[..., 0])
 
-    def assign_of(self, predictions: DensePredictions, targets: Sequence[Target], trace: bool) -> Assignment:
+    def assign_of(self, predictions: DensePredictions, targets: Targets, trace: bool) -> Assignment:
         return self.config.assigner(predictions, targets, trace)
 
-    def losses_of(
-        self, predictions: DensePredictions, assignment: Assignment, targets: Sequence[Target]
-    ) -> dict[str, Tensor]:
+    def losses_of(self, predictions: DensePredictions, assignment: Assignment, targets: Targets) -> dict[str, Tensor]:
         """The weighted terms, each a sum over the batch divided by the number of positive slots in it (at least 1)."""
-        owned = pairs_of(assignment.matched_gt)
-        positives = max(len(owned), 1)
+        gt, pairs, owned = pad_targets(targets), assignment.box_pairs, assignment.owned
+        positives = assignment.num_positives.clamp(min=1)
 
-        image, slot = assignment.pairs.image, assignment.pairs.slot  # for SimOTA the same pairs as `owned`
-        gt_boxes, _ = matched_targets(targets, assignment.pairs)
+        def mean(terms: Tensor, exists: Tensor) -> Tensor:  # [P, ...], without rows that only fill up; per positive
+            return terms.flatten(1).sum(dim=1).where(exists, 0).sum() / positives
+
+        gt_boxes, boxes = gt.boxes[pairs.image, pairs.gt], predictions.boxes[pairs.image, pairs.slot]  # [P, 4]
         box_term = iou_loss if self.config.box_loss == "iou" else giou_loss
-        boxes = predictions.boxes[image, slot]  # [P, 4]
 
         # The class branch learns how well the slot's box fits, the objectness only whether there is an object.
-        _, labels = matched_targets(targets, owned)
-        class_targets = one_hot(labels, self.num_classes) * assignment.quality[owned.image, owned.slot, None]
+        labels = gt.labels[owned.image, owned.gt]
+        is_class = labels[:, None] == torch.arange(self.num_classes, device=labels.device)  # [P, C]
+        class_targets = is_class * assignment.quality[owned.image, owned.slot, None]
         class_logits = predictions.class_logits[owned.image, owned.slot]
         object_terms = binary_cross_entropy(predictions.object_logits, assignment.positive)
         losses = {
-            "loss_box": self.config.box_weight * box_term(boxes, gt_boxes).sum() / positives,
+            "loss_box": self.config.box_weight * mean(box_term(boxes, gt_boxes)[:, None], pairs.exists),
             "loss_objectness": object_terms.masked_fill(assignment.matched_gt == IGNORED, 0).sum() / positives,
-            "loss_class": binary_cross_entropy(class_logits, class_targets).sum() / positives,
+            "loss_class": mean(binary_cross_entropy(class_logits, class_targets), owned.exists),
         }
         if self.use_l1:
-            wanted = raw_box_targets(gt_boxes, predictions.grid.cells[slot], predictions.grid.strides[slot])
-            losses["loss_l1"] = (predictions.raw_boxes[image, slot] - wanted).abs().sum() / positives
+            cells, strides = predictions.grid.cells[pairs.slot], predictions.grid.strides[pairs.slot]
+            wanted = raw_box_targets(gt_boxes, cells, strides)
+            off = (predictions.raw_boxes[pairs.image, pairs.slot] - wanted).abs()
+            losses["loss_l1"] = mean(off, pairs.exists)
         return losses
 
     def select(self, boxes: Tensor, class_scores: Tensor) -> Prediction:

@@ -8,10 +8,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
+from torchvision.ops import box_iou
 
 import minidet
-from minidet.assign import DensePredictions, SimOTA
-from minidet.assign.simota import centre_candidates, cheapest, class_cost, dynamic_k, resolve_conflicts
+from minidet.assign import BACKGROUND, DensePredictions, SimOTA, pad_targets
+from minidet.assign.simota import (
+    centre_candidates,
+    cheapest,
+    class_cost,
+    dynamic_k,
+    inside_box,
+    owners,
+    slots_around,
+)
 from minidet.boxes import cxcywh_to_xyxy
 from minidet.files import read_json
 from minidet.grid import Grid, make_grid
@@ -52,40 +61,117 @@ def test_the_factorised_class_cost_equals_the_sum_over_classes():
     score = (class_logits.sigmoid() * object_logits.sigmoid()[:, None]).sqrt()
     one_hot = F.one_hot(labels, 7).float()[:, None].expand(4, 50, 7)
     expected = F.binary_cross_entropy(score[None].expand(4, 50, 7), one_hot, reduction="none").sum(-1)
-    torch.testing.assert_close(class_cost(class_logits, object_logits, labels), expected, rtol=1e-5, atol=1e-5)
+    costs = class_cost(class_logits[None], object_logits[None], labels[None])
+    torch.testing.assert_close(costs[0], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_k_is_the_truncated_sum_of_the_largest_overlaps_and_at_least_one():
     ious = torch.tensor([[0.9, 0.9, 0.9, 0.0], [0.1, 0.1, 0.1, 0.1], [1.0, 1.0, 1.0, 0.99]])
-    assert dynamic_k(ious, max_k=10).tolist() == [2, 1, 3]
-    assert dynamic_k(ious, max_k=2).tolist() == [1, 1, 2]
+    assert dynamic_k(ious, 10, torch.tensor(4)).tolist() == [2, 1, 3]
+    assert dynamic_k(ious, 2, torch.tensor(4)).tolist() == [1, 1, 2]
+    assert dynamic_k(ious, 10, torch.tensor(1)).tolist() == [1, 1, 1]  # one candidate, the others only fill up
+    assert dynamic_k(ious, 10, torch.tensor(0)).tolist() == [0, 0, 0]
 
 
 def test_each_object_wants_its_k_cheapest_slots():
-    costs = torch.tensor([[3.0, 1.0, 2.0], [1.0, 2.0, 3.0]])
-    assert cheapest(costs, torch.tensor([2, 1])).tolist() == [[False, True, True], [True, False, False]]
+    costs = torch.tensor([[[3.0, 1.0, 2.0], [1.0, 2.0, 3.0]]])
+    slots, wanted = cheapest(costs, torch.tensor([[2, 1]]), max_k=10)
+    assert slots.tolist() == [[[1, 2, 0], [0, 1, 2]]]
+    assert wanted.tolist() == [[[True, True, False], [True, False, False]]]
 
 
 def test_a_contested_slot_goes_to_the_cheapest_object_even_one_that_did_not_ask():
-    costs = torch.tensor([[5.0, 1.0], [4.0, 9.0], [3.0, 9.0]])
-    wanted = torch.tensor([[True, True], [True, False], [False, False]])
-    taken, contested = resolve_conflicts(wanted, costs)
-    assert contested.tolist() == [True, False]
-    assert taken.tolist() == [[False, True], [False, False], [True, False]]
+    costs = torch.tensor([[[5.0, 1.0, 0.0], [4.0, 9.0, 0.0], [3.0, 9.0, 0.0]]])
+    wanted = torch.tensor([[[0, 1], [0, 2], [0, 1]]])
+    exists = torch.tensor([[[True, True], [True, False], [False, False]]])
+    owner, times = owners(wanted, exists, costs)
+    assert owner.tolist() == [[2, 0, BACKGROUND]]
+    assert times.tolist() == [[2, 1, 0]]
+
+
+@pytest.mark.parametrize("radius", [0.5, 1.0, 1.3, 1.5, 2.5])
+def test_slots_found_by_arithmetic_are_those_whose_centre_is_near(radius):
+    strides = (8, 16, 32)
+    grid = make_grid([(256 // s, 320 // s) for s in strides], strides)
+    corner = torch.rand(3, 40, 2) * 400 - 50  # some centres outside the picture
+    corner[1] = (corner[1] / 8).round() * 8  # these lie on borders of cells
+    gt_boxes = torch.cat([corner - 8, corner + 8], dim=-1)
+    slots, exists = slots_around(grid, gt_boxes, radius)
+    found = torch.zeros(3, 40, len(grid) + 1, dtype=torch.bool)
+    found.scatter_(2, torch.where(exists, slots, len(grid)), True)
+    assert torch.equal(found[..., :-1], centre_candidates(grid.centers, grid.strides, gt_boxes, radius))
+    assert exists.sum() == found[..., :-1].sum()  # none comes twice
+
+
+def one_by_one(rule: SimOTA, predictions: DensePredictions, target: dict, image: int) -> torch.Tensor:
+    """SimOTA as it is told: one image, one object after the other, over all slots. Gives the matched objects [A]."""
+    grid, labels = predictions.grid, target["labels"]
+    near = centre_candidates(grid.centers, grid.strides, target["boxes"], rule.radius)  # [G, A]
+    inside = inside_box(grid.centers, target["boxes"])
+    candidate, free = (near | inside, near & inside) if rule.box_candidates else (near, near)
+    candidate = candidate.any(dim=0).nonzero().flatten()
+    score = predictions.class_logits[image].sigmoid() * predictions.object_logits[image].sigmoid()[:, None]
+    score = score.sqrt()
+    costs, wants, owner = [], {}, torch.full((len(grid),), BACKGROUND)
+    for gt, box in enumerate(target["boxes"]):
+        overlap = box_iou(box[None], predictions.boxes[image, candidate])[0]
+        one_hot = F.one_hot(labels[gt], score.shape[1]).float().expand(len(candidate), -1)
+        cost = F.binary_cross_entropy(score[candidate], one_hot, reduction="none").sum(dim=1)
+        cost = cost - rule.iou_weight * (overlap + 1e-8).log() + rule.outside_penalty * ~free[gt, candidate]
+        k = max(int(overlap.sort(descending=True).values[: rule.max_k].sum()), 1)
+        costs.append(cost)
+        for place in cost.argsort()[:k].tolist():
+            wants.setdefault(place, []).append(gt)
+    for place, wanting in wants.items():
+        owner[candidate[place]] = wanting[0] if len(wanting) == 1 else torch.stack(costs)[:, place].argmin()
+    return owner
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_batch_at_once_gives_what_one_object_after_the_other_gives(version):
+    grid = make_grid([(24, 32), (12, 16), (6, 8)], (8, 16, 32))
+    for seed in range(20):
+        torch.manual_seed(seed)
+        # Centres that are inside by more than two of the coarsest cells: penalised costs are rounded and tie.
+        centers = [64 + torch.rand(count, 2) * torch.tensor([128.0, 64.0]) for count in (1, 3, 12, 30)]
+        sizes = [torch.exp(3 + 2 * torch.rand(len(each), 2)) for each in centers]
+        targets = [
+            {"boxes": torch.cat([c - s / 2, c + s / 2], dim=1), "labels": torch.randint(5, (len(c),))}
+            for c, s in zip(centers, sizes, strict=True)
+        ]
+        middle = grid.centers + 6 * torch.randn(4, len(grid), 2)
+        half = torch.exp(3 + torch.rand(4, len(grid), 2)) / 2
+        boxes = torch.cat([middle - half, middle + half], dim=-1)
+        logits = torch.randn(4, len(grid), 6)
+        predictions = DensePredictions(grid, boxes, boxes, logits[..., 1:], logits[..., 0])
+        result = VERSIONS[version](predictions, targets)
+        for image, target in enumerate(targets):
+            expected = one_by_one(VERSIONS[version], predictions, target, image)
+            assert torch.equal(result.matched_gt[image], expected)
 
 
 def test_the_published_version_takes_slots_of_the_whole_box():
     grid = make_grid([(8, 8)], [8])
     whole = torch.tensor([[0.0, 0, 64, 64]])
-    assert SimOTA().regions(grid, whole)[0].sum() == 4  # its centre is a corner of four cells
-    candidates, free = SimOTA.published().regions(grid, whole)
-    assert (candidates.sum().item(), free.sum().item()) == (64, 16)
+    gt = pad_targets([{"boxes": whole, "labels": torch.tensor([0])}])
+    assert SimOTA().candidates(grid, gt)[1].sum() == 4  # its centre is a corner of four cells
+    assert SimOTA.published().candidates(grid, gt)[1].sum() == 64
+    assert SimOTA.published().free_pairs(grid, whole).sum() == 16
+
+
+def official_grid(case: dict) -> Grid:
+    cells, strides = torch.stack([case["x_shifts"], case["y_shifts"]], dim=1), case["strides"]
+    last_cells = [cells[strides == stride][-1].int().tolist() for stride in (8, 16, 32)]
+    grid = make_grid([(row + 1, column + 1) for column, row in last_cells], (8, 16, 32))
+    assert torch.equal(grid.cells, cells)
+    assert torch.equal(grid.strides, strides)
+    return grid
 
 
 def official_case(folder, name) -> tuple[DensePredictions, dict, dict]:
     tensors, meta = load_file(folder / "assign_cases.safetensors"), read_json(folder / "assign_cases.json")[name]
     case = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
-    grid = Grid(torch.stack([case["x_shifts"], case["y_shifts"]], dim=1), case["strides"], ())
+    grid = official_grid(case)
     outputs = case["outputs"][None]
     predictions = DensePredictions(
         grid, case["origin_preds"][None], cxcywh_to_xyxy(outputs[..., :4]), outputs[..., 5:], outputs[..., 4]
@@ -118,7 +204,7 @@ def test_assignments_equal_the_official_ones(yolox_reference, name, version):
 def test_losses_and_gradients_on_these_assignments_equal_the_official_ones(yolox_reference, name):
     _, case, meta = official_case(yolox_reference, name)
     outputs, raw = case["outputs"].clone().requires_grad_(), case["origin_preds"].clone().requires_grad_()
-    grid = Grid(torch.stack([case["x_shifts"], case["y_shifts"]], dim=1), case["strides"], ())
+    grid = official_grid(case)
     predictions = DensePredictions(
         grid, raw[None], cxcywh_to_xyxy(outputs[None, :, :4]), outputs[None, :, 5:], outputs[None, :, 4]
     )

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from minidet.assign import BACKGROUND, IGNORED, DensePredictions, UniformMatching
 from minidet.assign.uniform import (
     covering_slots,
+    covering_slots_in_blocks,
     l1_distances,
     nearest_anchors,
     nearest_slots,
@@ -190,7 +191,8 @@ def test_the_distance_rules_out_no_box_that_overlaps_enough(seed, threshold, blo
     boxes[:, 2:] = boxes[:, 2:].abs() + 0.1
     boxes, gt = cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(gt)
     blocks = l1_distances(gt, boxes)[None].unflatten(-1, (blocks_of, -1))
-    covering = covering_slots(boxes[None], gt[None], blocks, blocks.amin(dim=-1), threshold)[0]
+    covering = covering_slots_in_blocks(boxes[None], gt[None], blocks, blocks.amin(dim=-1), threshold)[0]
+    assert torch.equal(covering, covering_slots(boxes[None], gt[None], threshold)[0])
     assert torch.equal(covering, (pairwise_iou(boxes, gt) > threshold).any(dim=1))
 
 

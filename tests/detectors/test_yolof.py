@@ -8,7 +8,16 @@ import pytest
 import torch
 
 import minidet
-from minidet.assign import BACKGROUND, IGNORED, Assignment, DensePredictions, Pairs, UniformMatching
+from minidet.assign import (
+    BACKGROUND,
+    IGNORED,
+    Assignment,
+    DensePredictions,
+    Pairs,
+    UniformMatching,
+    pad_targets,
+    pairs_of,
+)
 from minidet.detectors import ZOO
 from minidet.detectors.yolof import decode, encode, labels_of, postprocess, share_out, slots_first
 from minidet.evaluation.speed import count_parameters
@@ -246,8 +255,10 @@ def test_the_losses_by_hand_with_one_positive_one_ignored_and_a_duplicate():
     predictions = dense_for(torch.zeros(1, 4, 1, requires_grad=True))
     matched = torch.tensor([[0, IGNORED, BACKGROUND, BACKGROUND]])
     zeros = torch.zeros(2, dtype=torch.int64)
-    assignment = Assignment(matched, Pairs(zeros, zeros, zeros), torch.zeros(1, 4), (1,))
-    losses = model.losses_of(predictions, assignment, [target(((-16.0, -16, 16, 0),), [0])])
+    gt = pad_targets([target(((-16.0, -16, 16, 0),), [0])])
+    pairs = Pairs(zeros, zeros, zeros, torch.tensor([True, True]))
+    assignment = Assignment(matched, torch.zeros(1, 4), pairs_of(matched), pairs, gt)
+    losses = model.losses_of(predictions, assignment, gt)
     # Probability 1/2 everywhere: alpha (1/2)^2 ln 2 for the positive, (1 - alpha) (1/2)^2 ln 2 for each background.
     expected = 0.25 * math.log(2) * (0.25 + 2 * 0.75)
     torch.testing.assert_close(losses["loss_class"].item(), expected)
