@@ -106,11 +106,21 @@ def make_grid(
 
 @lru_cache(maxsize=64)  # multi-scale training meets a dozen sizes
 @torch.inference_mode(False)  # a grid that inference made must serve training too
+def _kept_grid(
+    level_shapes: tuple[tuple[int, int], ...],
+    strides: tuple[int, ...],
+    device: torch.device,
+    anchor_sizes: tuple[tuple[float, ...], ...] | None,
+) -> Grid:
+    return make_grid(level_shapes, strides, device, anchor_sizes)
+
+
 def cached_grid(
     level_shapes: tuple[tuple[int, int], ...],
     strides: tuple[int, ...],
     device: torch.device,
     anchor_sizes: tuple[tuple[float, ...], ...] | None = None,
 ) -> Grid:
-    """`make_grid`, once for each input size."""
-    return make_grid(level_shapes, strides, device, anchor_sizes)
+    """`make_grid`, once for each input size; a compiled graph makes it as part of itself."""
+    make = make_grid if torch.compiler.is_compiling() else _kept_grid
+    return make(level_shapes, strides, device, anchor_sizes)
