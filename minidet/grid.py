@@ -47,8 +47,8 @@ class Grid:
     @property
     def levels(self) -> Tensor:
         """[A] int64, the level that each slot belongs to."""
-        sizes = torch.tensor(self.level_sizes)
-        return torch.repeat_interleave(torch.arange(len(sizes)), sizes).to(self.cells.device)
+        device = self.cells.device
+        return torch.cat([torch.full((size,), level, device=device) for level, size in enumerate(self.level_sizes)])
 
     @property
     def anchor_boxes(self) -> Tensor:

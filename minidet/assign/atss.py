@@ -105,7 +105,8 @@ def k_nearest(distances: Tensor, k: int) -> Tensor:
     nearer, equal = distances < farthest, distances == farthest
     room = k - nearer.sum(dim=1, keepdim=True)
     chosen = nearer | (equal & (equal.cumsum(dim=1) <= room))  # k in each row
-    return chosen.nonzero()[:, 1].view(-1, k)
+    slots = torch.arange(distances.shape[1], device=distances.device)
+    return torch.where(chosen, slots, len(slots)).topk(k, dim=1, largest=False).values  # numbers, and none comes twice
 
 
 def mean_and_std(overlap: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from minidet.grid import Grid
 
 BACKGROUND = -1
 IGNORED = -2
+FAR_AWAY = -1e6  # pixels; outside every picture
 
 
 @dataclass(frozen=True)
@@ -296,13 +297,17 @@ def assign_by_grid(
     """The result of a rule that looks at grid and objects alone. Slots that are not finite become background.
 
     Args:
-        match: gives for a grid and an image's boxes [G, 4] every step by name, `matched_gt` [A] among them.
+        match: gives for a grid and an image's boxes [G, 4] every step by name, `matched_gt` [A] among them. It is
+            written for one image; `torch.vmap` lets it run for all of them at once.
         predictions: of the current forward pass.
         targets: for each image `boxes` [G, 4] float xyxy in pixels and `labels` [G] int64.
         trace: keep the steps of every image.
     """
     gt = pad_targets(targets)
-    steps = [match(predictions.grid, gt.boxes_of(image)) for image in range(len(gt))]
-    matched_gt = torch.stack([step["matched_gt"] for step in steps])
-    matched_gt[(matched_gt >= 0) & ~predictions.finite] = BACKGROUND
-    return make_assignment(matched_gt, predictions, gt, traces=steps if trace else None)
+    # What fills up lies where no rule looks for anything.
+    boxes = torch.where(gt.real[..., None], gt.boxes, FAR_AWAY)
+    matched_gt = torch.vmap(lambda of_image: match(predictions.grid, of_image)["matched_gt"])(boxes)  # [B, A]
+    matched_gt = torch.where((matched_gt >= 0) & ~predictions.finite, BACKGROUND, matched_gt)
+    traces = [match(predictions.grid, gt.boxes_of(image)) for image in range(len(gt))] if trace else None
+    on_cpu = matched_gt.device.type == "cpu" and not torch.compiler.is_compiling()
+    return make_assignment(matched_gt, predictions, gt, traces=traces, most=None if on_cpu else matched_gt.shape[1])

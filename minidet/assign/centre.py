@@ -66,13 +66,13 @@ class CentreSampling:
             bool (the slots that an object wants), `area` [G], `conflicts` [A] bool and `matched_gt` [A].
         """
         levels = grid.levels
-        first_of_level = torch.tensor([0, *grid.level_sizes[:-1]], device=levels.device).cumsum(0)
-        level = level_by_size(gt_boxes, grid.strides[first_of_level], self.level_limit)  # [G]
+        strides = torch.stack([strides[0] for strides in grid.strides.split(grid.level_sizes)])  # [L]
+        level = level_by_size(gt_boxes, strides, self.level_limit)  # [G]
 
         near = centre_cells(grid, gt_boxes, 0.5 if self.radius is None else self.radius)  # [G, A]
         candidates = near & (levels == level[:, None])
         if grid.anchors_per_cell > 1:
-            candidates &= best_fitting_anchors(grid, gt_boxes)
+            candidates = candidates & best_fitting_anchors(grid, gt_boxes)
 
         area = box_area(gt_boxes)  # [G]
         return {

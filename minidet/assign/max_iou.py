@@ -81,7 +81,7 @@ class MaxIoU:
         return {
             "iou": overlap,
             "best_iou": overlap.amax(dim=0) if len(overlap) else overlap.new_zeros(len(grid)),
-            "threshold": overlap.new_tensor([self.negative_iou, self.positive_iou]),
+            "threshold": torch.linspace(self.negative_iou, self.positive_iou, 2, device=overlap.device),
             "low_quality": chosen,
             "matched_gt": matched_gt,
         }
