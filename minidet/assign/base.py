@@ -5,6 +5,7 @@ Source: chapter 06; the strategies are in the modules beside this one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -99,19 +100,20 @@ class GroundTruth:
 Targets = Sequence[dict[str, Tensor]] | GroundTruth  # a list of {"boxes", "labels"}, one an image, or the same padded
 
 
-def pad_targets(targets: Targets, device: torch.device | None = None) -> GroundTruth:
+def pad_targets(targets: Targets, device: torch.device | None = None, multiple: int = 1) -> GroundTruth:
     """A list of targets as one `GroundTruth`; what is one already comes back as it is.
 
     Args:
         targets: for each image `boxes` [N, 4] float xyxy in pixels and `labels` [N] int64.
         device: where to; None leaves them where they are. Lists on the host are padded there and sent in one piece
             each, from page-locked memory, so that a GPU need not wait.
+        multiple: G is rounded up to a multiple of this, so that fewer sizes occur.
     """
     if isinstance(targets, GroundTruth):
         return targets
     counts = tuple(len(target["labels"]) for target in targets)
     here = targets[0]["boxes"].device
-    most = max(*counts, 1)
+    most = math.ceil(max(*counts, 1) / multiple) * multiple
     boxes = torch.zeros(len(targets), most, 4, device=here)
     labels = torch.zeros(len(targets), most, dtype=torch.int64, device=here)
     for i, (target, count) in enumerate(zip(targets, counts, strict=True)):

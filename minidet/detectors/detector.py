@@ -63,6 +63,7 @@ class Detector(nn.Module):
         self.use_l1 = False
         self.last_assignment: Assignment | None = None
         self._learn = type(self).learn  # or, after `compile`, the same translated
+        self._gt_multiple = 1
 
     # What a subclass fills in; `x` is [B, 3, H, W] float32, RGB, 0 to 255.
 
@@ -146,6 +147,7 @@ class Detector(nn.Module):
             options: of `torch.compile`, such as `backend` or `mode`.
         """
         self._learn = torch.compile(type(self).learn, fullgraph=True, **options)
+        self._gt_multiple = 16  # a graph is made for each size, or at least for the first ones
 
     # From pictures to network input.
 
@@ -201,7 +203,7 @@ class Detector(nn.Module):
                 _, (x, y) = fit_geometry(tuple(image.shape[-2:]), self.input_hw, self.resize)
                 boxes = torch.stack([boxes[:, 0] * x, boxes[:, 1] * y, boxes[:, 2] * x, boxes[:, 3] * y], dim=1)
             scaled.append({"boxes": boxes, "labels": target["labels"]})
-        return pad_targets(scaled, self.device)
+        return pad_targets(scaled, self.device, self._gt_multiple)
 
     def _check_batch(self, images: Tensor) -> None:
         if images.ndim != 4 or images.shape[1] != 3:

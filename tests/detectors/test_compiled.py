@@ -65,7 +65,7 @@ def test_a_compiled_step_is_one_graph_with_the_same_losses_and_gradients(name, a
 
     compiled.compile(backend=backend)  # raises where a graph would break: at any .item(), nonzero or boolean index
     images = torch.rand(2, 3, 64, 96)
-    for counts in ((3, 2), (5, 0), (4, 4)):  # with the second number of objects their number becomes a variable
+    for counts in ((3, 2), (20, 0), (4, 4)):  # with the second number of objects their number becomes a variable
         targets = random_targets(*counts)
         expected, losses = plain(images, targets), compiled(images, targets)
         assert plain.last_assignment.num_positives > 0
@@ -101,7 +101,17 @@ def test_a_rule_is_one_graph_that_serves_any_number_of_objects(rule, anchor_size
         plain = rule(predictions, gt)
         assert plain.num_positives > 0
         assert torch.equal(compiled(gt), plain.matched_gt)
-    assert len(graphs) <= 3  # the number as it is, as a variable, and perhaps as a variable that two steps compare
+    # The number as it is, as a variable, and perhaps as a variable that two steps compare. `cat` inside of `vmap`, which
+    # ATSS uses, takes every number as it is; rounded numbers (below) keep that few.
+    assert len(graphs) <= (5 if isinstance(rule, ATSS) else 3)
+
+
+def test_a_compiled_model_is_given_numbers_of_objects_in_steps_of_sixteen():
+    model, images = small("yolox-tiny"), torch.zeros(2, 3, 64, 96)
+    assert model.ground_truth(images, random_targets(3, 17)).boxes.shape == (2, 17, 4)
+    model.compile(backend="eager")
+    assert model.ground_truth(images, random_targets(3, 17)).boxes.shape == (2, 32, 4)
+    assert model.ground_truth(images, random_targets(0, 0)).real.shape == (2, 16)
 
 
 def test_a_copy_of_a_compiled_model_computes_with_its_own_weights():
