@@ -101,7 +101,7 @@ def test_a_rule_is_one_graph_that_serves_any_number_of_objects(rule, anchor_size
         plain = rule(predictions, gt)
         assert plain.num_positives > 0
         assert torch.equal(compiled(gt), plain.matched_gt)
-    # The number as it is, as a variable, and perhaps as a variable that two steps compare. `cat` inside of `vmap`, as in
+    # The number as it is, as a variable, and perhaps as one that two steps compare. `cat` inside of `vmap`, as in
     # ATSS, takes every number as it is; rounded numbers (below) keep that few.
     assert len(graphs) <= (5 if isinstance(rule, ATSS) else 3)
 
