@@ -323,6 +323,20 @@ class GroupedOrder(TrainingOrder):
         return [(shape, number) for _, shape, number in sorted(full)]
 
 
+class PartOfOrder:
+    """Of every batch the same places: what one of several processes works on, while the others take the rest."""
+
+    def __init__(self, order: TrainingOrder, part: slice):
+        self.order, self.part = order, part
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        for keys in self.order:
+            yield keys[self.part]
+
+
 class TrainingLoader:
     """Batches for training; made by `training_loader`.
 
@@ -336,6 +350,7 @@ class TrainingLoader:
         workers: int = 0,
         pin_memory: bool = False,
         skip_empty: bool = False,
+        part: slice = slice(None),
     ):
         self.samples = samples
         indices = samples.with_objects if skip_empty else np.arange(len(samples))
@@ -348,7 +363,7 @@ class TrainingLoader:
         self._loader = _data_loader(
             samples,
             workers,
-            batch_sampler=self.order,
+            batch_sampler=PartOfOrder(self.order, part),
             collate_fn=partial(_pack, fill=samples.fill),
             pin_memory=pin_memory,
         )
@@ -386,6 +401,7 @@ def training_loader(
     resize: str = "letterbox",
     fill: Fill = GREY,
     skip_empty: bool = False,
+    part: slice = slice(None),
 ) -> TrainingLoader:
     """Batches of augmented pictures, all full, in the same order and with the same bytes whenever the seed is the same.
 
@@ -403,6 +419,7 @@ def training_loader(
             come in batches of their own (see `GroupedOrder`), each padded to its own largest sides.
         fill: colour of the padding, one value or red, green and blue.
         skip_empty: leave out pictures without objects.
+        part: which places of every batch to give; where several processes share a batch, each takes its own.
 
     Raises:
         DataError: the data set has no images, or one of them cannot be used (also while iterating, from any worker), or
@@ -412,7 +429,7 @@ def training_loader(
     Source: YOLOX, section 2.1; YOLOF, section 5; chapter 10.
     """
     samples = TrainingSamples(dataset, augmentation, size_hw, seed, cache_bytes, progress, resize, fill)
-    return TrainingLoader(samples, batch_size, workers, pin_memory, skip_empty)
+    return TrainingLoader(samples, batch_size, workers, pin_memory, skip_empty, part)
 
 
 class EvaluationLoader:
@@ -481,6 +498,8 @@ def _data_loader(dataset: Dataset, workers: int, **options: Any) -> DataLoader:
 def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)  # the workers are the parallelism
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process: it saves, then ends its workers
+    if hasattr(signal, "alarm"):  # so is a scheduler's SIGTERM; should nobody end this worker, it goes in a minute
+        signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(60))
 
 
 def _first_error(samples: Sequence[Any]) -> MinidetError | None:

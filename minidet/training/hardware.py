@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -55,15 +58,51 @@ def choose_precision(wish: str, device: torch.device) -> str:
     return wish
 
 
-def choose_workers(device: torch.device) -> int:
-    """Processes that prepare images: a GPU needs all the help it can get, a CPU that computes anyway is left one."""
-    cores = os.cpu_count() or 1
+def choose_workers(device: torch.device, trainers: int = 1) -> int:
+    """Processes that prepare images: a GPU needs all the help it can get, a CPU that computes anyway is left one.
+
+    `trainers` says how many processes train on this machine and share its cores.
+    """
+    cores = max((os.cpu_count() or 1) // trainers, 1)
     return min(cores - 1, 1) if device.type == "cpu" else min(cores, 16)
 
 
 def evaluation_workers(device: torch.device) -> int:
     """Processes that read pictures to be judged: only a GPU would wait for them."""
     return 0 if device.type == "cpu" else choose_workers(device)
+
+
+def available_memory() -> int:
+    """Bytes of main memory that this process may still use; half of the machine's where the system does not tell."""
+    limits = []
+    with contextlib.suppress(OSError, ValueError, StopIteration), open("/proc/meminfo", encoding="utf-8") as file:
+        limits.append(next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable")))
+    with contextlib.suppress(OSError, ValueError):  # a container may have less than its machine
+        group = Path("/sys/fs/cgroup")
+        limits.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    if not limits:
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
+    return max(min(limits, default=4 * 2**30), 0)
+
+
+@contextlib.contextmanager
+def computing(device: torch.device, deterministic: bool) -> Iterator[None]:
+    """How kernels are chosen while the block runs: the fastest (a GPU tries them out), or those that always agree.
+
+    On a CPU all are deterministic anyway. In deterministic mode PyTorch refuses what a GPU can only do in any order.
+    """
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it when it starts
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = device.type == "cuda" and not deterministic
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.backends.cudnn.benchmark = benchmark
 
 
 def describe_hardware(device: torch.device) -> dict[str, Any]:
