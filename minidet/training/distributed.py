@@ -11,6 +11,7 @@ Source: chapter 11.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import json
 import os
@@ -21,6 +22,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from minidet.errors import MinidetError, RunError
 from minidet.training.hardware import choose_device
@@ -223,6 +225,16 @@ def process_group(device: torch.device, ranks: Ranks) -> Iterator[None]:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def connected(model: nn.Module) -> DistributedDataParallel:
+    """A model that averages its gradients with those of the other ranks during the backward pass.
+
+    All begin with the first rank's weights. Running statistics stay each rank's own; the first one's are kept.
+    """
+    new_name = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters  # in newer versions of torch
+    own_buffers = {"forward_sync_buffers" if new_name else "broadcast_buffers": False}
+    return DistributedDataParallel(model, gradient_as_bucket_view=True, **own_buffers)
 
 
 def span_of(count: int, ranks: Ranks) -> range:

@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from minidet.data.augment import resize_batch
@@ -36,6 +35,7 @@ from minidet.training.distributed import (
     Ranks,
     Stretch,
     choose_rank_device,
+    connected,
     launched_ranks,
     process_group,
     relaunched,
@@ -200,7 +200,7 @@ def train(
             recipe = dataclasses.replace(recipe, epochs=math.ceil(recipe.iterations / steps_per_epoch))
         total = recipe.iterations or recipe.epochs * steps_per_epoch
 
-        if sync_batch_norm and ranks.size > 1:
+        if sync_batch_norm:
             synchronise_batch_norm(model, device)
         averages = recipe.ema_decay is not None and ranks.first
         state = TrainingState(
@@ -240,8 +240,8 @@ def train(
         ranks.at_first(lambda: folder.begin(epochs_done))
         if compiled:
             model.compile()
-        if ranks.size > 1:  # statistics of batch normalisation are those of the first rank's images
-            state.network = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+        if ranks.size > 1:
+            state.network = connected(model)
         cut_short = "" if total == recipe.epochs * len(loader) else f"; the last one ends after {total:,} steps in all"
         together = f" by {ranks.size} processes" if ranks.size > 1 else ""
         log(
