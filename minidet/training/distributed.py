@@ -232,7 +232,7 @@ def connected(model: nn.Module) -> DistributedDataParallel:
 
     All begin with the first rank's weights. Running statistics stay each rank's own; the first one's are kept.
     """
-    new_name = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters  # in newer versions of torch
+    new_name = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters  # of newer torch
     own_buffers = {"forward_sync_buffers" if new_name else "broadcast_buffers": False}
     return DistributedDataParallel(model, gradient_as_bucket_view=True, **own_buffers)
 

@@ -7,6 +7,7 @@ It trains as `squares.run` does, and writes the losses of every step, as rank 0 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -25,6 +26,16 @@ from tests.training.squares import SMALL, run, tiny_model
 loop.save_pictures = lambda *args: None
 
 
+@contextlib.contextmanager
+def in_double_precision():
+    """Let every step computed inside have twice the digits, also where the library says float()."""
+    before, torch.Tensor.float = torch.Tensor.float, torch.Tensor.double
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+    torch.Tensor.float = before
+
+
 def main(data: Path, folder: Path, options: dict) -> int:
     torch.set_num_threads(1)
     rank, losses = int(os.environ.get("RANK", "0")), []
@@ -37,13 +48,16 @@ def main(data: Path, folder: Path, options: dict) -> int:
                 os.kill(os.getpid(), getattr(signal, options["signal"]))
         if options.get("nan_at") == state.iteration and rank == options["rank"]:
             args = (args[0].float() * float("nan"), *args[1:])
-        step(state, *args)
+        with in_double_precision() if options.get("double") else contextlib.nullcontext():
+            step(state, *args)
         losses.append(state.losses.latest)
 
     loop.training_step = spied
     recipe = dataclasses.replace(SMALL, **options.get("recipe", {}))
     model = tiny_model(**({"assigner": CentreSampling()} if options.get("centre") else {}))
     model.set_input_size(options.get("input_hw", (64, 64)))
+    if options.get("double"):  # what remains is not rounding, which a new network's first steps multiply, but logic
+        model.double()
     if options.get("other_model") and rank == 1:
         model.use_l1, recipe = True, dataclasses.replace(recipe, base_lr=0.5)
     try:
