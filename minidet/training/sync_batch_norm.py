@@ -18,7 +18,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
-        values = x.float()  # [B, C, H, W]; also where the network runs in half precision
+        values = x.to(self.weight.dtype)  # [B, C, H, W]; float32 also where the network runs in half precision
         here = values.new_full((1,), x.numel() / x.shape[1])
         sums = sum_over_ranks(torch.cat([values.sum(dim=(0, 2, 3)), here]))
         count = sums[-1].detach()

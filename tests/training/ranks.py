@@ -17,7 +17,6 @@ from pathlib import Path
 
 import torch
 
-from minidet.assign import CentreSampling
 from minidet.data.coco import CocoDataset
 from minidet.errors import MinidetError
 from minidet.training import loop
@@ -54,12 +53,11 @@ def main(data: Path, folder: Path, options: dict) -> int:
 
     loop.training_step = spied
     recipe = dataclasses.replace(SMALL, **options.get("recipe", {}))
-    model = tiny_model(**({"assigner": CentreSampling()} if options.get("centre") else {}))
-    model.set_input_size(options.get("input_hw", (64, 64)))
+    model = tiny_model()
     if options.get("double"):  # what remains is not rounding, which a new network's first steps multiply, but logic
         model.double()
-    if options.get("other_model") and rank == 1:
-        model.use_l1, recipe = True, dataclasses.replace(recipe, base_lr=0.5)
+    if options.get("other_recipe") and rank == 1:
+        recipe = dataclasses.replace(recipe, base_lr=0.5)
     try:
         result = run(
             folder,
