@@ -168,6 +168,8 @@ def train(
             f"recipe: multi_scale is {recipe.multi_scale}, but {model.name} resizes by the shorter side, so each batch "
             "has a size of its own already. Set multi_scale to None, or make the model with resize='letterbox'."
         )
+    if compiled and sync_batch_norm:
+        raise RunError("compiled and sync_batch_norm exclude each other: a translated step cannot talk to other ranks.")
     num_images = len(pictures_with_objects(train_data)) if recipe.skip_empty else len(train_data)
     if num_images == 0:
         raise RunError(f"{train_data.annotations_path}: {NO_BOX}")

@@ -94,7 +94,7 @@ class TrainingState:
             self.losses.load_state_dict(state["losses"])
             self.epoch, self.step, self.iteration = state["epoch"], state["step"], state["iteration"]
             self.seconds = state["seconds"]
-            self.accumulate = state.get("accumulate", self.accumulate)  # older checkpoints have none
+            self.accumulate = max(state.get("accumulate", 1), self.accumulate)  # what did not fit before never will
             set_random_state(state["random"])
         except (KeyError, RuntimeError, ValueError) as error:
             raise RunError(f"the checkpoint does not fit this model: {error}") from error

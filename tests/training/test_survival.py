@@ -18,7 +18,7 @@ from minidet.errors import RunError
 from minidet.training import checkpoint
 from minidet.training.checkpoint import latest_checkpoint, load_checkpoint
 from minidet.training.run_folder import read_metrics
-from tests.training.squares import assert_same_state, at_forward, run, tiny_model
+from tests.training.squares import assert_same_state, at_forward, press_ctrl_c, run, tiny_model
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -27,10 +27,6 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 def _no_pictures(monkeypatch):
     """Drawing takes longer than training here; the run `whole` is made before this takes effect, and has pictures."""
     monkeypatch.setattr("minidet.training.loop.save_pictures", lambda *args: None)
-
-
-def press_ctrl_c(output):
-    signal.raise_signal(signal.SIGINT)
 
 
 # Ctrl-C, SIGKILL, damaged files ---------------------------------------------------------------------------------------
