@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from minidet.errors import RunError
 from minidet.training.checkpoint import checkpoint_path, checkpoints, save_checkpoint
 from minidet.training.run_folder import RunFolder, differences, read_metrics
+from tests.training.squares import SMALL, run
 
 CONFIG = {"model": {"name": "a", "num_classes": 2}, "recipe": {"epochs": 3}, "data": {}, "seed": 0, "command": ["x"]}
 
@@ -144,3 +147,27 @@ def test_what_a_killed_process_left_half_written_is_swept_away(tmp_path):
     (tmp_path / "checkpoints" / ".epoch_0001.pt.xyz.part").touch()
     begun(tmp_path, resume=True)
     assert not any(name.endswith(".part") for name in listing(tmp_path))
+
+
+def test_a_run_from_before_a_setting_existed_is_resumed_with_its_default(whole, squares, tmp_path):
+    shutil.copytree(whole.run_dir, tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    config = json.loads(path.read_text())
+    del config["recipe"]["momentum"], config["recipe"]["augmentation"]["flip_prob"], config["ranks"]
+    del config["model"]["box_weight"], config["model"]["assigner"]["radius"], config["accumulate"]
+    path.write_text(json.dumps(config))
+    said: list[str] = []
+    result = run(tmp_path / "run", squares, resume=True, log=said.append)
+    assert said == [said[0], f"{tmp_path / 'run'}: this run is finished (4 epochs); nothing is left to do."]
+    assert result.metrics == whole.metrics
+    with pytest.raises(RunError, match=r"recipe\.momentum: the run has 0\.9, now it is 0\.8"):
+        run(tmp_path / "run", squares, dataclasses.replace(SMALL, momentum=0.8), resume=True)
+
+
+def test_what_else_a_resumed_run_does_differently_is_told(whole, squares, tmp_path):
+    shutil.copytree(whole.run_dir, tmp_path / "run")
+    said: list[str] = []
+    run(tmp_path / "run", squares, resume=True, precision="bf16", log=said.append)
+    assert said[0] == (
+        "Note: precision: the run has 'fp32', now it is 'bf16'; the run goes on, but not bit for bit as it would have."
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -12,13 +13,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import minidet
+from minidet.cli import main
 from minidet.errors import RunError
 from minidet.training import checkpoint
 from minidet.training.checkpoint import latest_checkpoint, load_checkpoint
+from minidet.training.report import LossLog
 from minidet.training.run_folder import read_metrics
-from tests.training.squares import assert_same_state, at_forward, press_ctrl_c, run, tiny_model
+from tests.training.squares import SMALL, assert_same_state, at_forward, press_ctrl_c, run, tiny_model
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -74,6 +78,47 @@ def test_ctrl_c_during_an_evaluation_need_not_wait_for_it(whole, squares, tmp_pa
     assert_same_state(latest_checkpoint(tmp_path / "run"), latest_checkpoint(whole.run_dir))
 
 
+def press_sigterm(output=None):
+    signal.raise_signal(signal.SIGTERM)
+
+
+def test_sigterm_saves_after_the_step_like_ctrl_c_and_is_told_apart_from_it(whole, squares, tmp_path):
+    said: list[str] = []
+    stopped = run(tmp_path / "run", squares, model=at_forward(tiny_model(), 5, press_sigterm), log=said.append)
+    assert stopped.stopped_by == signal.SIGTERM == 15
+    assert "Asked to end (SIGTERM)" in said[-2]
+    assert load_checkpoint(latest_checkpoint(tmp_path / "run"))["iteration"] == 5
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    run(tmp_path / "run", squares, resume=True)
+    assert_same_state(latest_checkpoint(tmp_path / "run"), latest_checkpoint(whole.run_dir))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_command_exits_with_the_code_of_the_signal(squares, tmp_path, monkeypatch, number, code):
+    monkeypatch.setattr("minidet.cli.load_split", lambda *args: squares)
+    monkeypatch.setattr(
+        "minidet.cli.Train.make_model",
+        lambda self, data: at_forward(tiny_model(), 2, lambda output: signal.raise_signal(number)),
+    )
+    command = ["train", "data", "--out", str(tmp_path / "run"), "--device", "cpu", "--workers", "0"]
+    assert main([*command, "--batch-size", "4", "--epochs", "2"]) == code
+    assert load_checkpoint(latest_checkpoint(tmp_path / "run"))["iteration"] == 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no process groups of this kind")
+def test_a_scheduler_that_sends_sigterm_to_every_process_finds_a_checkpoint(whole, squares, tmp_path):
+    folder = tmp_path / "run"
+    process = subprocess.Popen(command_of(squares, folder), cwd=REPOSITORY, start_new_session=True)
+    while not latest_checkpoint(folder):
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGTERM)  # its worker too, which must live until the last step has its pictures
+    assert process.wait(timeout=50) == 143
+    assert load_checkpoint(latest_checkpoint(folder))["iteration"] < 12
+    run(folder, squares, resume=True)
+    assert_same_state(latest_checkpoint(folder), latest_checkpoint(whole.run_dir))
+
+
 PROGRAM = """
 import sys
 from pathlib import Path
@@ -82,15 +127,18 @@ from minidet.training import loop
 from tests.training.squares import run
 loop.save_pictures = lambda *args: None
 data = CocoDataset(Path(sys.argv[1]) / "annotations.json", Path(sys.argv[1]))
-run(Path(sys.argv[2]), data, resume=len(sys.argv) > 3, workers=1)
+sys.exit(128 + stopped if (stopped := run(Path(sys.argv[2]), data, workers=1).stopped_by) else 0)
 """
+
+
+def command_of(squares, folder: Path) -> list[str]:
+    return [sys.executable, "-c", PROGRAM, str(squares.images_path), str(folder)]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
 def test_a_run_killed_at_a_random_moment_resumes_and_ends_bit_for_bit_the_same(whole, squares, tmp_path):
     folder = tmp_path / "run"
-    command = [sys.executable, "-c", PROGRAM, str(squares.images_path), str(folder)]
-    process = subprocess.Popen(command, cwd=REPOSITORY, start_new_session=True)
+    process = subprocess.Popen(command_of(squares, folder), cwd=REPOSITORY, start_new_session=True)
     while not latest_checkpoint(folder):
         assert process.poll() is None
         time.sleep(0.01)
@@ -153,6 +201,38 @@ def test_a_loss_that_turns_nan_is_named_and_no_saved_weight_is_touched(squares, 
         assert all(bool(value.isfinite().all()) for value in state.values())
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_batch_with_a_bad_loss_is_saved_as_it_was_even_when_that_is_found_steps_later(
+    squares, tmp_path, monkeypatch, workers
+):
+    monkeypatch.setattr("minidet.training.loop.LossLog", lambda *args, **options: LossLog(20))  # as on a GPU
+    seen = []
+
+    def spoil(losses):
+        return losses | {"loss_box": losses["loss_box"] * float("inf")}
+
+    model = at_forward(tiny_model(), 5, spoil)
+    model.register_forward_pre_hook(
+        lambda module, inputs: seen.append((inputs[0].clone(), inputs[1])) if module.training else None
+    )
+    recipe = dataclasses.replace(SMALL, multi_scale=(32, 96), multi_scale_every=1)
+    with pytest.raises(RunError) as caught:
+        run(tmp_path / "run", squares, recipe, model=model, workers=workers)
+    assert len(seen) == 6  # found when the epoch ended
+    images, targets = seen[4]
+    ids = [target["image_id"] for target in targets]
+    assert f"loss_box became inf in epoch 2, iteration 5 (image ids {ids})" in str(caught.value)
+    assert f"drawn in {tmp_path / 'run' / 'nan_batch.png'}" in str(caught.value)
+    assert str(caught.value).endswith("epoch_0001.pt.")
+    saved = load_file(tmp_path / "run" / "nan_batch.safetensors")
+    assert torch.equal(saved["images"], images)
+    assert saved["image_ids"].tolist() == ids
+    assert torch.equal(saved["boxes"], torch.cat([target["boxes"] for target in targets]))
+    assert torch.equal(saved["labels"], torch.cat([target["labels"] for target in targets]))
+    assert [saved["image"].tolist().count(i) for i in range(4)] == [len(target["labels"]) for target in targets]
+    assert (tmp_path / "run" / "nan_batch.png").stat().st_size > 1000
+
+
 def test_weights_that_turn_nan_behind_a_good_loss_are_never_saved(squares, tmp_path):
     def spoil(losses):  # the value stays, the gradient becomes infinite
         return losses | {
@@ -181,6 +261,49 @@ def test_a_full_disk_stops_the_run_with_the_last_checkpoint_named_and_whole(squa
         run(tmp_path / "run", squares)
     assert load_checkpoint(latest_checkpoint(tmp_path / "run"))["iteration"] == 3
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["epoch_0001.pt"]
+
+
+def test_a_disk_without_room_for_the_checkpoints_is_found_before_training(squares, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr("minidet.training.run_folder.shutil.disk_usage", lambda path: usage._replace(free=2e6))
+    # 127,000 weights of 4 bytes, thrice (average, momentum), in 2 + 2 checkpoints.
+    with pytest.raises(
+        RunError, match=r"has 2 MB left, but the checkpoints of this run need 6 MB.*keep_last \(now 2\)"
+    ):
+        run(tmp_path / "run", squares)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_training(squares, tmp_path, monkeypatch):
+    with pytest.raises(RunError, match=r"nothing can be written there.*--out"):
+        run(Path("/proc/minidet/run"), squares)
+
+    def read_only(**options):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("minidet.training.run_folder.tempfile.TemporaryFile", read_only)
+    with pytest.raises(RunError, match="Read-only file system"):
+        run(tmp_path / "run", squares)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on the size of files")
+@pytest.mark.parametrize("tensorboard", [False, True])
+def test_a_disk_that_fills_up_ends_the_run_with_one_clear_error(squares, tmp_path, tensorboard):
+    # The system refuses what exceeds a limit, in the midst of a file, as it does on a full disk.
+    code = PROGRAM.replace("workers=1", f"workers=0, tensorboard={tensorboard}").replace(
+        "import sys\n",
+        "import resource, signal, sys\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (900_000, 900_000))\n",
+    )
+    code = code.replace("sys.exit(", "from minidet.errors import MinidetError\ntry:\n    sys.exit(")
+    code += "except MinidetError as error:\n    print('error:', error, file=sys.stderr)\n"
+    command = [sys.executable, "-c", code, str(squares.images_path), str(tmp_path / "run")]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
+    assert "epoch_0001.pt: cannot be written (File too large)" in done.stderr
+    assert "There is no checkpoint yet." in done.stderr
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
 
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
