@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import bisect
 import math
+import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
 from typing import Any, NamedTuple, Protocol
@@ -360,13 +362,9 @@ class TrainingLoader:
             self.order: TrainingOrder = GroupedOrder(portrait, batch_size, samples.seed, indices)
         else:
             self.order = TrainingOrder(len(indices), batch_size, samples.seed, indices)
-        self._loader = _data_loader(
-            samples,
-            workers,
-            batch_sampler=PartOfOrder(self.order, part),
-            collate_fn=partial(_pack, fill=samples.fill),
-            pin_memory=pin_memory,
-        )
+        batches = {"batch_sampler": PartOfOrder(self.order, part), "collate_fn": partial(_pack, fill=samples.fill)}
+        self._loader = _data_loader(samples, workers, pin_memory=pin_memory, **batches)
+        self._here = _data_loader(samples, 0, generator=torch.Generator(), **batches)
 
     def __len__(self) -> int:
         """Batches in a whole epoch."""
@@ -386,6 +384,11 @@ class TrainingLoader:
     def __iter__(self) -> Iterator[tuple[Tensor, list[dict]]]:
         for batch in _raise_errors(self._loader):
             yield _unpack(*batch)
+
+    def batch(self, epoch: int, strong: bool, number: int) -> tuple[Tensor, list[dict]]:
+        """One batch of an epoch once more, the same bytes; no iteration may be going on any more."""
+        self.set_epoch(epoch, strong, start=number, stop=number + 1)
+        return _unpack(*next(_raise_errors(self._here)))
 
 
 def training_loader(
@@ -498,8 +501,15 @@ def _data_loader(dataset: Dataset, workers: int, **options: Any) -> DataLoader:
 def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)  # the workers are the parallelism
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process: it saves, then ends its workers
-    if hasattr(signal, "alarm"):  # so is a scheduler's SIGTERM; should nobody end this worker, it goes in a minute
-        signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(60))
+    if hasattr(signal, "sigwaitinfo"):  # so is a scheduler's SIGTERM, which reaches all processes
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_the_parent_says_so, daemon=True).start()
+
+
+def _end_when_the_parent_says_so() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def _first_error(samples: Sequence[Any]) -> MinidetError | None:

@@ -104,15 +104,16 @@ class Ranks:
         """
         if self.size == 1:
             return function()
-        error, value = None, None
+        value = None
         if self.first:
             try:
                 value = function()
-            except MinidetError as caught:
-                error = caught
-        failed, value = self.share([error is not None, value])
+            except MinidetError:
+                self.share([True, None])
+                raise
+        failed, value = self.share([False, value])
         if failed:
-            self.fail(error)
+            raise SystemExit(MISTAKE)
         return value
 
     def at_first_only(self, function: Callable[[], Value]) -> Value | None:
@@ -121,10 +122,10 @@ class Ranks:
         self.at_first(lambda: results.append(function()))
         return results[0] if results else None
 
-    def fail(self, error: MinidetError | None) -> None:
+    def fail(self, text: str) -> None:
         """End all ranks for a reason that each of them knows; the first one tells it, the others leave silently."""
         if self.first:
-            raise error
+            raise RunError(text)
         raise SystemExit(MISTAKE)
 
     def check_same(self, settings: dict[str, Any], differences: Callable[[Any, Any], list[str]]) -> None:
@@ -139,10 +140,8 @@ class Ranks:
             if found:
                 lines = "\n".join(f"  {line}" for line in found)
                 self.fail(
-                    RunError(
-                        f"rank {rank} was started with other settings than rank 0 (here: the run):\n{lines}\n"
-                        "Give the same command, the same data and the same version of minidet on every machine."
-                    )
+                    f"rank {rank} was started with other settings than rank 0 (here: the run):\n{lines}\n"
+                    "Give the same command, the same data and the same version of minidet on every machine."
                 )
 
     def _send(self, data: bytes) -> bytes:

@@ -479,16 +479,15 @@ class Run:
         """
         where, text = error.where, None
         if error.ours:
-            strong = not self.recipe.is_closing(where.epoch)
-            self.loader.set_epoch(where.epoch, strong, start=where.number, stop=where.number + 1)
-            images, targets = self._to_size(*next(iter(self.loader)), where.iteration)
+            batch = self.loader.batch(where.epoch, not self.recipe.is_closing(where.epoch), where.number)
+            images, targets = self._to_size(*batch, where.iteration)
             name = "nan_batch" if self.ranks.size == 1 else f"nan_batch_rank{self.ranks.rank}"
             try:
                 text = f"{error} " + save_batch(self.folder.path, name, images, targets, self.state.model.class_names)
             except MinidetError as fault:
                 text = f"{error} (Its batch is lost: {fault})"
         texts = [each for each in self.ranks.gather(text) if each is not None]
-        self.ranks.fail(RunError(" ".join([*(texts or [str(error)]), self.folder.last_good()])))
+        self.ranks.fail(" ".join([*(texts or [str(error)]), self.folder.last_good()]))
 
 
 def steps_of_epoch(epoch: int, steps_per_epoch: int, total: int) -> int:

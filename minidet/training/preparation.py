@@ -74,10 +74,8 @@ def choose_batch_size(
     at_once = ranks.agree(largest_batch(model, recipe, highest, device, precision), smallest=True)
     if at_once == 0:
         ranks.fail(
-            RunError(
-                f"not even one image of the largest training size fits into the memory of {device}. Choose a smaller "
-                "--input-size, a lower multi_scale, another --precision or a smaller model."
-            )
+            f"not even one image of the largest training size fits into the memory of {device}. Choose a smaller "
+            "--input-size, a lower multi_scale, another --precision or a smaller model."
         )
     recipe = dataclasses.replace(recipe, batch_size=at_once * parts)
     shares = f" ({at_once} at a time in {parts} parts)" if parts > 1 else ""
