@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import random
 import signal
 import sys
 from dataclasses import dataclass, field
@@ -183,6 +184,7 @@ class Train:
         train_data = load_split(self.data, self.train_split)
         val_data = load_split(self.data, self.val_split) if self.val_split else None
         torch.manual_seed(self.seed)
+        random.seed(self.seed)  # nothing here draws from it, but its state stands in every checkpoint
         model = self.make_model(train_data)
         auto_batch = self.batch_size == "auto"
         changes = {"epochs": self.epochs, "batch_size": None if auto_batch else self.batch_size}
