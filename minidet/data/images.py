@@ -41,7 +41,7 @@ def read_image(path: str | Path) -> Tensor:
         path: a JPEG, PNG, WebP, GIF, BMP, TIFF, PPM or JPEG 2000 file.
 
     Returns:
-        [3, H, W] uint8, contiguous.
+        [3, H, W] uint8, the three channels of a pixel side by side in memory, as they are decoded.
 
     Raises:
         DataError: the file is missing, empty, broken off, damaged, no picture or too large; the text says which.
@@ -82,7 +82,7 @@ def _to_tensor(image: Image.Image) -> Tensor:
     else:
         image.info.pop("transparency", None)  # it is dropped anyway, and Pillow warns about it in a palette
         pixels = np.asarray(image.convert("RGB"))
-    return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))  # [3, H, W]
+    return torch.from_numpy(np.array(pixels, order="C")).permute(2, 0, 1)  # [3, H, W]
 
 
 def _reason(path: Path, error: Exception) -> str:
