@@ -160,7 +160,11 @@ def mirror(width: int) -> np.ndarray:
 
 def compose(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:
     """First `inner`, then `outer`."""
-    return np.concatenate([outer[:, :2] @ inner[:, :2], (outer[:, :2] @ inner[:, 2] + outer[:, 2])[:, None]], axis=1)
+    (a, b, u), (c, d, v) = outer.tolist()
+    (e, f, x), (g, h, y) = inner.tolist()  # for so few numbers this is faster than a product of matrices
+    return np.array(
+        [[a * e + b * g, a * f + b * h, a * x + b * y + u], [c * e + d * g, c * f + d * h, c * x + d * y + v]]
+    )
 
 
 def inverse(matrix: np.ndarray) -> np.ndarray:

@@ -112,7 +112,7 @@ def _resized_into(region: np.ndarray, rect: Rect, matrix: np.ndarray, picture: n
     if mirrored:
         resized = resized[:, ::-1]
         left -= resized.shape[1] - 1
-    x1, y1, x2, y2 = rect
+    x1, y1, x2, y2 = max(rect[0], left), max(rect[1], top), *rect[2:]
     x2, y2 = min(x2, left + resized.shape[1]), min(y2, top + resized.shape[0])
     region[y1:y2, x1:x2] = resized[y1 - top : y2 - top, x1 - left : x2 - left]
     return True
