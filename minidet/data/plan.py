@@ -331,7 +331,8 @@ class Planner:
         for index, ((x1, y1, _, _), (u1, v1, u2, v2)) in zip(indices, places, strict=True):
             fit = self._fit(index)
             on_canvas = compose(translation(x1 - u1, y1 - v1), fit)
-            window = u1 / fit[0, 0], v1 / fit[1, 1], u2 / fit[0, 0], v2 / fit[1, 1]
+            x, y = float(fit[0, 0]), float(fit[1, 1])
+            window = u1 / x, v1 / y, u2 / x, v2 / y
             tiles.append(self._placement(index, compose(matrix.numpy(), on_canvas), window))
         return tiles, boxes, labels
 

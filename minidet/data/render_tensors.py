@@ -94,7 +94,7 @@ def render_batch(pixels: Tensor, plans: PlanTensors, size_hw: tuple[int, int], f
     coloured = hsv_jitter(frames, *moves.unbind(1))
     frames = torch.where((moves != 0).any(dim=1, keepdim=True), coloured, frames).permute(0, 2, 3, 1)
     frames = torch.where(content, frames, torch.where(canvas, nothing, fill))
-    return frames.permute(0, 3, 1, 2)
+    return frames.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 
 
 def _inside(rect: Tensor, x: Tensor, y: Tensor) -> Tensor:
