@@ -26,6 +26,8 @@ from minidet.data.check import check_dataset, format_faults
 from minidet.data.coco import CocoDataset, load_split
 from minidet.data.fetch import FETCHABLE, fetch
 from minidet.data.images import read_image
+from minidet.data.loader import BadImages
+from minidet.data.picture_store import Cache
 from minidet.data.shapes import ShapesConfig, make_shapes
 from minidet.detectors import ZOO, Detector, create_model, load_model, load_official, save_weights
 from minidet.detectors.detector import IMAGENET_STD
@@ -164,6 +166,8 @@ class Train:
     seed: int = 0  # of weights, order and augmentation
     device: str = "auto"  # cpu, cuda, mps
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # of the network; losses are always float32
+    cache: Cache = "auto"  # where decoded pictures are kept: "ram", "disk", "none", or the first that there is room for
+    bad_images: BadImages = "stop"  # a picture that cannot be read: "skip" takes another one and counts
     compile: bool = False  # let torch.compile make the model faster; the first steps then take minutes
     deterministic: bool = False  # on a GPU too, the same seed gives the same bits; slower
     workers: int | None = None  # processes that prepare pictures
@@ -206,6 +210,8 @@ class Train:
             sync_batch_norm=self.sync_batch_norm,
             deterministic=self.deterministic,
             compiled=self.compile,
+            cache=self.cache,
+            bad_images=self.bad_images,
         )
 
     def make_model(self, data: CocoDataset) -> Detector:

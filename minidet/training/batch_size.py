@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from minidet.data.augment import random_size
+from minidet.data.picture_store import free_memory
 from minidet.detectors import Detector
 from minidet.training.ema import Ema
-from minidet.training.hardware import available_memory
-from minidet.training.out_of_memory import free_memory, is_out_of_memory
+from minidet.training.out_of_memory import give_back_memory, is_out_of_memory
 from minidet.training.recipe import Recipe, make_optimizer
 from minidet.training.report import LossLog
 from minidet.training.state import TrainingState
@@ -80,7 +80,7 @@ def largest_batch(
             return int(trial.fits(1))
         first, second = trial.kept_bytes(1), trial.kept_bytes(2)
         each = max(second - first, 1) * OVERHEAD
-        memory = SHARE * available_memory() if memory is None else memory
+        memory = SHARE * free_memory() if memory is None else memory
         return max(min(int((memory - trial.weight_bytes) / each), highest), 0)
     return largest(lambda size: trial.fits(size, memory), highest)
 
@@ -117,7 +117,7 @@ class Trial:
         else:
             fits = self.device.type != "cuda" or torch.cuda.max_memory_allocated(self.device) - before <= memory
         self.state.optimizer.zero_grad(set_to_none=True)
-        free_memory(self.device)
+        give_back_memory(self.device)
         return fits
 
     def step(self, count: int) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import os
 import platform
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -70,20 +69,6 @@ def choose_workers(device: torch.device, trainers: int = 1) -> int:
 def evaluation_workers(device: torch.device) -> int:
     """Processes that read pictures to be judged: only a GPU would wait for them."""
     return 0 if device.type == "cpu" else choose_workers(device)
-
-
-def available_memory() -> int:
-    """Bytes of main memory that this process may still use; half of the machine's where the system does not tell."""
-    limits = []
-    with contextlib.suppress(OSError, ValueError, StopIteration), open("/proc/meminfo", encoding="utf-8") as file:
-        limits.append(next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable")))
-    with contextlib.suppress(OSError, ValueError):  # a container may have less than its machine
-        group = Path("/sys/fs/cgroup")
-        limits.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    if not limits:
-        with contextlib.suppress(AttributeError, OSError, ValueError):
-            limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
-    return max(min(limits, default=4 * 2**30), 0)
 
 
 @contextlib.contextmanager

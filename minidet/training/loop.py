@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from minidet.data.augment import resize_batch
 from minidet.data.coco import CocoDataset
-from minidet.data.loader import TrainingLoader, pictures_with_objects, training_loader
+from minidet.data.loader import BadImages, TrainingLoader, pictures_with_objects, training_loader
+from minidet.data.picture_store import SHARE_OF_MEMORY, Cache, free_memory
 from minidet.detectors import Detector, save_weights
 from minidet.errors import MinidetError, RunError
 from minidet.evaluation.average_precision import AveragePrecision, evaluate, score_rows
@@ -44,7 +44,7 @@ from minidet.training.distributed import (
 from minidet.training.ema import Ema
 from minidet.training.hardware import choose_precision, choose_workers, computing, evaluation_workers
 from minidet.training.interrupt import Interrupt, StopNow, interruptible
-from minidet.training.out_of_memory import advice, free_memory, is_out_of_memory
+from minidet.training.out_of_memory import advice, give_back_memory, is_out_of_memory
 from minidet.training.preparation import check_classes, check_parts, choose_batch_size, left_out, scale_schedule
 from minidet.training.recipe import (
     PUBLISHED_MORE,
@@ -108,6 +108,8 @@ def train(
     sync_batch_norm: bool = False,
     deterministic: bool = False,
     compiled: bool = False,
+    cache: Cache = "auto",
+    bad_images: BadImages = "stop",
     channels_last: bool = True,
     tensorboard: bool = True,
     progress: bool = True,
@@ -138,6 +140,9 @@ def train(
         sync_batch_norm: batch normalisation looks at the images of all processes, not at those of each alone.
         deterministic: on a GPU too, the same seed gives the same bits; slower.
         compiled: let torch.compile make the model faster; the first steps then take minutes.
+        cache: where decoded pictures are kept: "ram", "disk", "none", or "auto" for the first that there is room for.
+        bad_images: "stop" with an error where a picture cannot be read, or "skip" it: another one takes its place, and
+            metrics.jsonl counts.
         channels_last: keep weights and feature maps with channels innermost, which most processors compute faster.
         tensorboard: write event files into `run_dir/tensorboard`.
         progress: show a bar.
@@ -223,6 +228,10 @@ def train(
             return TrainingResult(run_dir, ranks.share(folder.metrics), None)
         ranks.at_first(lambda: folder.check_space(state.checkpoint_bytes(), recipe.keep_last))
         images_each = recipe.batch_size // ranks.size
+
+        def size_for_step(step: int) -> tuple[int, int]:
+            return training_size(step, recipe, model.input_hw, seed)
+
         loader = training_loader(
             train_data,
             recipe.augmentation,
@@ -230,12 +239,18 @@ def train(
             recipe.batch_size,
             seed,
             choose_workers(device, ranks.local_size) if workers is None else workers,
+            cache_bytes=int(SHARE_OF_MEMORY * free_memory() / ranks.local_size),
             pin_memory=device.type == "cuda",
             progress=progress,
             resize=model.resize,
             fill=model.pad_rgb,
             skip_empty=recipe.skip_empty,
             part=slice(ranks.rank * images_each, (ranks.rank + 1) * images_each),
+            cache=cache,
+            bad_images=bad_images,
+            size_for_step=None if recipe.multi_scale is None else size_for_step,
+            device=device if device.type == "cuda" else None,
+            log=log,
         )
         if not len(loader.samples.with_objects):
             raise RunError(f"{train_data.annotations_path}: {NO_BOX}")
@@ -295,6 +310,7 @@ class Run:
     log: Callable[[str], None]
     recovers: bool  # a step that does not fit into memory is taken again, in more parts
     evaluation: AveragePrecision | None = None
+    skips_counted: int = 0  # skipped pictures that the state knows of, of those that this loader skipped
 
     @property
     def ranks(self) -> Ranks:
@@ -355,7 +371,7 @@ class Run:
         state = self.state
         ids = tuple(int(target["image_id"]) for target in targets)
         where = Step(state.epoch, state.step, state.iteration, ids)
-        images, targets = self._to_size(images.to(self.device, non_blocking=True), targets, state.iteration)
+        images = images.to(self.device, non_blocking=True)
         while True:
             try:
                 return training_step(state, images, targets, self.precision, self.recipe.clip_grad_norm, where)
@@ -369,7 +385,7 @@ class Run:
                 # Other ranks may be past this step, or wait in the midst of it: they cannot go back to its beginning.
                 if not self.recovers or self.ranks.size > 1 or len(images) % (2 * state.accumulate):
                     raise RunError(text) from error
-            free_memory(self.device)  # here the error is gone, and with it all that the failed step had kept
+            give_back_memory(self.device)  # here the error is gone, and with it all that the failed step had kept
             state.accumulate *= 2
             self.log(
                 f"{self.device} ran out of memory in {where}: from here on, batches of {len(images)} images are "
@@ -381,12 +397,6 @@ class Run:
         rate = learning_rate(self.state.iteration, len(self.loader), self.recipe, self.recipe.batch_size)
         set_learning_rate(self.state.optimizer, rate)
         return rate
-
-    def _to_size(self, images: Tensor, targets: Sequence[dict], iteration: int) -> tuple[Tensor, Sequence[dict]]:
-        if self.recipe.multi_scale is None:
-            return images, targets
-        size_hw = training_size(iteration, self.recipe, self.state.model.input_hw, self.seed)
-        return (images, targets) if tuple(images.shape[-2:]) == size_hw else resize_batch(images, targets, size_hw)
 
     def _evaluates(self) -> bool:
         return self.val_data is not None and self.recipe.evaluates_after(self.state.epoch)
@@ -400,6 +410,7 @@ class Run:
         state, number = self.state, self.state.epoch + 1
         if not self.ranks.share(any(row["epoch"] == number for row in self.folder.metrics)):
             state.losses.read()
+            self._count_skipped()
             started = time.perf_counter()
             if self._evaluates():
                 interrupt.at_once = True
@@ -435,6 +446,7 @@ class Run:
             "lr": state.optimizer.param_groups[0]["lr"],
             "losses": state.losses.means(),
             "positives_per_object": state.losses.positives / max(state.losses.objects, 1),
+            "skipped_pictures": state.skipped,
             "strong_augmentation": not self.recipe.is_closing(state.epoch),
             "seconds": round(state.seconds, 3),
             "ap": None,
@@ -466,7 +478,14 @@ class Run:
             save_weights(state.kept_model, self.folder.path / "last.safetensors")
             self.folder.prune(self.recipe.keep_last)
 
+        self._count_skipped()
         self.ranks.at_first(write)
+
+    def _count_skipped(self) -> None:
+        """Let the state know how many pictures were skipped, since the run began and by all ranks."""
+        state, since_start = self.state, sum(self.loader.skipped.values())
+        state.skipped += sum(self.ranks.gather(since_start - self.skips_counted))
+        self.skips_counted = since_start
 
     def report_bad_batch(self, error: NotFinite) -> None:
         """Save the batch whose loss is not finite, and end the run with a word about it.
@@ -479,8 +498,8 @@ class Run:
         """
         where, text = error.where, None
         if error.ours:
-            batch = self.loader.batch(where.epoch, not self.recipe.is_closing(where.epoch), where.number)
-            images, targets = self._to_size(*batch, where.iteration)
+            strong = not self.recipe.is_closing(where.epoch)
+            images, targets = self.loader.batch(where.epoch, strong, where.number)
             name = "nan_batch" if self.ranks.size == 1 else f"nan_batch_rank{self.ranks.rank}"
             try:
                 text = f"{error} " + save_batch(self.folder.path, name, images, targets, self.state.model.class_names)

@@ -17,7 +17,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def free_memory(device: torch.device) -> None:
+def give_back_memory(device: torch.device) -> None:
     """Give back what a failed step has left behind; call it when the error itself is gone, for it holds tensors."""
     gc.collect()
     if device.type == "cuda":

@@ -105,7 +105,8 @@ def epoch_line(row: dict[str, Any], epochs: int) -> str:
     """One epoch in a line of text."""
     losses = "  ".join(f"{name.removeprefix('loss_')} {value:.3f}" for name, value in row["losses"].items())
     found = "" if row["ap"] is None else f"  AP {row['ap']:.3f}  AP50 {row['ap50']:.3f}"
-    return f"epoch {row['epoch']:>3}/{epochs}  {losses}{found}  lr {row['lr']:.2g}  {row['seconds']:.0f} s"
+    skipped = f"  {row['skipped_pictures']} pictures skipped so far" if row["skipped_pictures"] else ""
+    return f"epoch {row['epoch']:>3}/{epochs}  {losses}{found}  lr {row['lr']:.2g}  {row['seconds']:.0f} s{skipped}"
 
 
 class TensorBoard:

@@ -31,6 +31,7 @@ class TrainingState:
         iteration: steps done in all.
         losses: what the steps of this epoch gave.
         seconds: time that this epoch took so far.
+        skipped: pictures that could not be read and were replaced, since the run began.
     """
 
     model: nn.Module
@@ -45,6 +46,7 @@ class TrainingState:
     iteration: int = 0
     losses: LossLog = field(default_factory=LossLog)
     seconds: float = 0.0
+    skipped: int = 0
 
     def __post_init__(self) -> None:
         if self.network is None:
@@ -63,6 +65,7 @@ class TrainingState:
             "step": self.step,
             "iteration": self.iteration,
             "seconds": self.seconds,
+            "skipped": self.skipped,
             "accumulate": self.accumulate,
             "losses": self.losses.state_dict(),
             "model": self.model.state_dict(),
@@ -94,6 +97,7 @@ class TrainingState:
             self.losses.load_state_dict(state["losses"])
             self.epoch, self.step, self.iteration = state["epoch"], state["step"], state["iteration"]
             self.seconds = state["seconds"]
+            self.skipped = state.get("skipped", 0)
             self.accumulate = max(state.get("accumulate", 1), self.accumulate)  # what did not fit before never will
             set_random_state(state["random"])
         except (KeyError, RuntimeError, ValueError) as error:

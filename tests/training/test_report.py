@@ -81,6 +81,15 @@ def test_tensorboard_writes_what_it_is_given_and_nothing_when_it_is_off(tmp_path
 
 
 def test_an_epoch_is_told_in_one_line():
-    row = {"epoch": 3, "losses": {"loss_box": 1.23456}, "ap": 0.5, "ap50": 0.75, "lr": 0.01, "seconds": 12.3}
+    row = {
+        "epoch": 3,
+        "losses": {"loss_box": 1.23456},
+        "ap": 0.5,
+        "ap50": 0.75,
+        "lr": 0.01,
+        "seconds": 12.3,
+        "skipped_pictures": 0,
+    }
     assert epoch_line(row, 10) == "epoch   3/10  box 1.235  AP 0.500  AP50 0.750  lr 0.01  12 s"
+    assert epoch_line(row | {"skipped_pictures": 2}, 10).endswith("12 s  2 pictures skipped so far")
     assert "AP" not in epoch_line(row | {"ap": None, "ap50": None}, 10)
