@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,8 +57,10 @@ ASSIGNERS: dict[str, Assigner] = {
 AssignerName = Literal[tuple(ASSIGNERS)]  # type: ignore[valid-type]
 FamilyName = Literal[tuple(FAMILIES)]  # type: ignore[valid-type]
 
+MOST_PROCESSES = 1024  # and threads: more break the machine before they help
+
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
-DEFECTS_FOUND, INTERRUPTED = 1, 130  # exit codes; 2 is an error that the user can mend
+DEFECTS_FOUND, INTERRUPTED, BROKEN_PIPE = 1, 130, 141  # exit codes; 2 is an error that the user can mend
 
 
 @dataclass(frozen=True)
@@ -167,7 +170,10 @@ class Train:
 
     def train(self) -> TrainingResult:
         if self.threads is not None:
-            torch.set_num_threads(_positive("threads", self.threads))
+            torch.set_num_threads(_within("threads", self.threads, 1, MOST_PROCESSES))
+        _within("seed", self.seed, 0, 2**63 - 1)
+        if self.workers is not None:
+            _within("workers", self.workers, 0, MOST_PROCESSES)
         train_data = load_split(self.data, self.train_split)
         val_data = load_split(self.data, self.val_split) if self.val_split else None
         torch.manual_seed(self.seed)
@@ -196,6 +202,8 @@ class Train:
             changes["assigner"] = ASSIGNERS[self.assigner]
         if self.backbone_weights is not None and not is_yolof(self.model):
             raise MinidetError(f"--backbone-weights: they are for YOLOF's ResNets, and {self.model} has none")
+        if self.caffe and self.backbone_weights is None:
+            raise MinidetError("--caffe: it says what the file of --backbone-weights is; name that file too")
         if self.backbone_weights is not None and not self.caffe:
             changes |= {"stride_in_1x1": False, "pixel_std": IMAGENET_STD}
         model = create_model(self.model, len(data.class_names), **changes)
@@ -238,7 +246,11 @@ class Ablate:
 
     def run(self) -> int:
         if self.threads is not None:
-            torch.set_num_threads(_positive("threads", self.threads))
+            torch.set_num_threads(_within("threads", self.threads, 1, MOST_PROCESSES))
+        if self.workers is not None:
+            _within("workers", self.workers, 0, MOST_PROCESSES)
+        for seed in self.seeds:
+            _within("seeds", seed, 0, 2**63 - 1)
         ablations = FAMILIES[self.family]
         if not self.model.startswith(self.family):
             raise MinidetError(f"--model {self.model}: the parts of a {self.family} are changed, so name one of those")
@@ -469,17 +481,26 @@ Command = (
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; errors that a user can mend are one clear text and exit code 2."""
-    command = tyro.cli(
-        Command,
-        prog="minidet",
-        description="YOLOF and YOLOX object detectors, small enough to read: train, judge and use them.",
-        args=arguments,
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
     try:
+        command = tyro.cli(
+            Command,
+            prog="minidet",
+            description="YOLOF and YOLOX object detectors, small enough to read: train, judge and use them.",
+            args=arguments,
+            config=(tyro.conf.OmitArgPrefixes,),
+        )
         return command.run()
     except MinidetError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # as in `minidet models | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
+        return BROKEN_PIPE
+    except OSError as error:  # of the many calls that ask about a path
+        print(
+            f"error: {error.filename or 'the system'}: {error.strerror or error}. Check the path and its rights.",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
@@ -569,4 +590,10 @@ def _set_up(
 def _positive(name: str, value: int) -> int:
     if value < 1:
         raise MinidetError(f"--{name} is {value}; it is at least 1")
+    return value
+
+
+def _within(name: str, value: int, lowest: int, highest: int) -> int:
+    if not lowest <= value <= highest:
+        raise MinidetError(f"--{name} is {value}; it lies between {lowest} and {highest}")
     return value

@@ -29,7 +29,7 @@ NOTEBOOKS = sorted((ROOT / "chapters").glob("*.ipynb")) + sorted((ROOT / "chapte
 # The order of design: a part imports from the rows above its own, never from its own row or below.
 LAYERS = [
     ["errors"],
-    ["files"],
+    ["files", "settings"],
     ["boxes", "layers"],
     ["grid", "losses", "data"],
     ["assign"],

@@ -523,7 +523,7 @@ class Augmentation:
             value = getattr(self, field.name)
             numbers = value if isinstance(value, (tuple, list)) else (value,)
             wanted = len(field.default) if isinstance(field.default, tuple) else 1
-            if len(numbers) != wanted or not all(isinstance(n, (int, float)) and math.isfinite(n) for n in numbers):
+            if len(numbers) != wanted or not all(type(n) in (int, float) and math.isfinite(n) for n in numbers):
                 kind = "a number" if wanted == 1 else f"{wanted} numbers"
                 raise MinidetError(f"augmentation: {field.name} is {value!r}, but it must be {kind}.")
             if field.name.endswith(("_prob", "_visible")) and not 0 <= value <= 1:

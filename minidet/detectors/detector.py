@@ -29,6 +29,9 @@ Prediction = dict[str, Tensor]
 IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # RGB, of 255
 
 
+LARGEST_INPUT = 16_384  # pixels a side; a network input beyond it fits into no memory
+
+
 class Detector(nn.Module):
     """Base of the detectors. A subclass implements `features_of`, `dense_of`, `assign_of`, `losses_of` and `select`.
 
@@ -163,6 +166,10 @@ class Detector(nn.Module):
         if len(input_hw) != 2 or any(side < 1 or side % divisor for side in input_hw):
             raise MinidetError(
                 f"{self.name}: input_hw is (height, width), multiples of {divisor}, not {tuple(input_hw)}"
+            )
+        if max(input_hw) > LARGEST_INPUT:
+            raise MinidetError(
+                f"{self.name}: input_hw is {tuple(input_hw)}; a side has {LARGEST_INPUT:,} pixels at most"
             )
         self.input_hw: tuple[int, int] = (int(input_hw[0]), int(input_hw[1]))
 

@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from minidet.errors import MinidetError
+
 # Set on every batch norm of YOLOX. PyTorch's own defaults are 1e-5 and 0.1; imported weights go wrong with them.
 BATCH_NORM_EPS = 1e-3
 BATCH_NORM_MOMENTUM = 0.03
@@ -28,7 +30,7 @@ def make_activation(name: str) -> nn.Module:
         return nn.ReLU(inplace=True)
     if name == "mish":
         return nn.Mish()
-    raise ValueError(f"activation {name!r} is not known; choose 'silu', 'leaky_relu', 'relu' or 'mish'")
+    raise MinidetError(f"activation {name!r} is not known; choose 'silu', 'leaky_relu', 'relu' or 'mish'")
 
 
 def init_keeping_scale(conv: nn.Conv2d) -> None:
