@@ -401,6 +401,8 @@ class ImportOfficial:
     class_names: tuple[str, ...] = ()  # names of the classes; for 80 classes COCO's, by default
 
     def run(self) -> int:
+        if self.checkpoint.is_dir():
+            raise MinidetError(f"{self.checkpoint}: is a folder; name the checkpoint file in it")
         out = self.out or self.checkpoint.with_suffix(".safetensors")
         if out.resolve() == self.checkpoint.resolve():
             raise MinidetError(f"{out} would replace the checkpoint that it is made from; give another path with --out")

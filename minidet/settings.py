@@ -46,7 +46,7 @@ def check_settings(
         lowest, highest = (ranges or {}).get(field.name, (-math.inf, math.inf))
         parts = value if isinstance(value, (tuple, list)) else (value,)
         if any(_is_number(part) and not lowest <= part <= highest for part in parts):
-            wanted = f"at least {lowest:g}" if highest == math.inf else f"from {lowest:g} to {highest:,g}"
+            wanted = f"at least {lowest:g}" if highest == math.inf else f"from {_number(lowest)} to {_number(highest)}"
             raise error(f"{name}: {field.name} is {_shown(value)}, but it must be {wanted}.")
 
 
@@ -95,6 +95,10 @@ def _fits(value: Any, hint: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _number(value: float) -> str:
+    return f"{int(value):,}" if value == int(value) else f"{value:g}"
 
 
 def _shown(value: Any) -> str:

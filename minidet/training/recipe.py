@@ -181,6 +181,7 @@ _RANGES = {
     "clip_grad_norm": (0, math.inf),
     "ema_decay": (0, math.inf),
     "ema_ramp": (1, math.inf),
+    "multi_scale": (32, 16_384),
     "multi_scale_every": (1, math.inf),
     "eval_every": (1, math.inf),
     "checkpoint_every": (1, math.inf),
