@@ -60,7 +60,7 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
 REMEDIES = {
     errno.ENOSPC: "The disk is full: free some space or choose a folder on another disk",
     errno.EDQUOT: "Your share of the disk is used up: free some space or choose a folder on another disk",
-    errno.EFBIG: "The disk or your limits (ulimit -f) allow no file so large: free some disk space or choose another folder",
+    errno.EFBIG: "Disk or limits (ulimit -f) allow no file so large: free some disk space or choose another folder",
     errno.EROFS: "The disk is mounted for reading only: choose a folder on another disk",
     errno.EACCES: "You may not write there: choose another folder, or change its rights",
     errno.EPERM: "You may not write there: choose another folder, or change its rights",

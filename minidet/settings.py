@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import math
 import numbers
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -87,7 +88,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint is int:
         return isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if hint is float:
-        return _is_number(value) and math.isfinite(value)
+        return _is_number(value) and abs(value) <= sys.float_info.max  # also for whole numbers of any length
     if getattr(hint, "_is_protocol", False):  # an assigner is what can be called as one
         return callable(value) and not isinstance(value, type)
     return isinstance(value, hint)

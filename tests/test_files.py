@@ -144,17 +144,19 @@ def mounted(folder, options: str):
         subprocess.run(["umount", str(folder)], check=True)
 
 
+def write_twice(path, size: int) -> None:
+    with atomic_write(path) as file:
+        file.write(bytes(size))
+        file.flush()
+        file.write(bytes(100_000))
+
+
 def test_a_disk_that_is_really_full_is_told_and_holds_no_rubbish(tmp_path):
     with mounted(tmp_path, "size=64k") as folder:
         write_json(folder / "a.json", [1])
         for size in (100_000, 60_000):
-            with (
-                pytest.raises(MinidetError, match="No space left on device.*The disk is full"),
-                atomic_write(folder / "a.json") as file,
-            ):
-                file.write(bytes(size))
-                file.flush()
-                file.write(bytes(100_000))
+            with pytest.raises(MinidetError, match="No space left on device.*The disk is full"):
+                write_twice(folder / "a.json", size)
         assert [path.name for path in folder.iterdir()] == ["a.json"]
         assert read_json(folder / "a.json") == [1]
 

@@ -1,4 +1,4 @@
-"""Readers meet input that nobody would write: whatever comes, they give an answer that keeps their promises, or our own error.
+"""Readers meet input that nobody would write: they keep their promises about the result, or raise our own error.
 
 How many examples each test draws stands in MINIDET_FUZZ (300 by default); a thorough run takes `MINIDET_FUZZ=20000`.
 """
@@ -42,7 +42,7 @@ many = settings(
 )
 some = settings(many, max_examples=max(EXAMPLES // 3, 1))  # where one example takes milliseconds
 
-# ---- values that JSON can hold, and changes to a good value -----------------------------------------------------------
+# ---- values that JSON can hold, and changes to a good value ----------------------------------------------------------
 
 NUMBERS = st.one_of(
     st.integers(-3, 200),
@@ -202,7 +202,7 @@ def test_rows_of_any_kind_are_sorted_into_usable_ones_and_faults(content):
     assert all(fault.problem and fault.advice for fault in faults)
 
 
-# ---- detections for eval ----------------------------------------------------------------------------------------------
+# ---- detections for eval ---------------------------------------------------------------------------------------------
 
 
 @some
@@ -222,7 +222,7 @@ def test_any_detections_against_any_truth_give_figures_or_our_error(folder, rows
     assert json.dumps(result.to_dict(), allow_nan=False)
 
 
-# ---- Pascal VOC -------------------------------------------------------------------------------------------------------
+# ---- Pascal VOC ------------------------------------------------------------------------------------------------------
 
 VOC = b"""<?xml version="1.0" encoding="utf-8"?>
 <annotation><filename>a.png</filename><size><width>64</width><height>48</height><depth>3</depth></size>
@@ -270,7 +270,7 @@ def test_voc_files_become_boxes_that_the_coco_reader_takes_or_are_refused(voc_fo
         assert len(found.labels) == len(coco["annotations"])
 
 
-# ---- pictures ---------------------------------------------------------------------------------------------------------
+# ---- pictures --------------------------------------------------------------------------------------------------------
 
 
 def encoded(kind: str) -> bytes:
@@ -296,7 +296,7 @@ def test_pictures_are_read_or_refused(folder, content):
     assert image.dtype == torch.uint8 and image.ndim == 3 and image.shape[0] == 3 and image.numel() > 0
 
 
-# ---- weights ----------------------------------------------------------------------------------------------------------
+# ---- weights ---------------------------------------------------------------------------------------------------------
 
 
 @functools.cache
@@ -343,11 +343,48 @@ class _or_our_error:
 
 OPCODES = st.one_of(
     st.binary(max_size=4),
-    st.sampled_from([b"cos\nsystem\n", b"cnumpy\nndarray\n", b"cnumpy.core.multiarray\n_reconstruct\n", b"ccollections\nOrderedDict\n",
-                     b"c_codecs\nencode\n", b"cnumpy\ndtype\n", b"\x8c\x02os", b"\x93", b"R", b"(", b"t", b"tR", b"b", b"}", b"]",
-                     b"K\x01", b"\x85", b"\x86", b"\x87", b"s", b"u", b"a", b"e", b"0", b"2", b"q\x00", b"h\x00", b"r\xff\xff\xff\x7f",
-                     b"U\x04true", b"X\x02\x00\x00\x00f4", b"\x81", b"\x92", b"i", b"o", b"\x8e\xff\xff\xff\xff\xff\xff\xff\x7f", b"P", b"Q"]),
-)  # fmt: skip
+    st.sampled_from(
+        [
+            b"cos\nsystem\n",
+            b"cnumpy\nndarray\n",
+            b"cnumpy.core.multiarray\n_reconstruct\n",
+            b"ccollections\nOrderedDict\n",
+            b"c_codecs\nencode\n",
+            b"cnumpy\ndtype\n",
+            b"\x8c\x02os",
+            b"\x93",
+            b"R",
+            b"(",
+            b"t",
+            b"tR",
+            b"b",
+            b"}",
+            b"]",
+            b"K\x01",
+            b"\x85",
+            b"\x86",
+            b"\x87",
+            b"s",
+            b"u",
+            b"a",
+            b"e",
+            b"0",
+            b"2",
+            b"q\x00",
+            b"h\x00",
+            b"r\xff\xff\xff\x7f",
+            b"U\x04true",
+            b"X\x02\x00\x00\x00f4",
+            b"\x81",
+            b"\x92",
+            b"i",
+            b"o",
+            b"\x8e\xff\xff\xff\xff\xff\xff\xff\x7f",
+            b"P",
+            b"Q",
+        ]
+    ),
+)
 
 
 @many
@@ -376,7 +413,7 @@ def test_a_changed_description_of_a_model_is_understood_or_refused(folder, descr
         minidet.load_model(folder / "d.safetensors")
 
 
-# ---- files of a run ---------------------------------------------------------------------------------------------------
+# ---- files of a run --------------------------------------------------------------------------------------------------
 
 LINE = json.dumps({"epoch": 1, "iterations": 3, "losses": {"loss_box": 1.5}, "ap": 0.25, "ap50": None}).encode() + b"\n"
 

@@ -1,4 +1,4 @@
-"""Nothing that is loaded can run code: the package is searched for calls that could, and real payloads are handed to it."""
+"""Nothing that is loaded can run code: the source is searched for calls that could, and real payloads are tried."""
 
 from __future__ import annotations
 
@@ -32,18 +32,39 @@ from minidet.training.checkpoint import load_checkpoint
 
 PACKAGE = Path(minidet.__file__).parent
 
-# ---- what the source may not hold --------------------------------------------------------------------------------------
+# ---- what the source may not hold ------------------------------------------------------------------------------------
 
 # Modules that run or unpickle what they are given, or start programs. `pickle` is here for one reader, checked below.
 MODULES = {
-    "cloudpickle", "code", "codeop", "ctypes", "dill", "imp", "joblib", "marshal", "pty", "runpy", "shelve", "subprocess",
-    "torch.package", "xml.dom", "xml.sax", "xmlrpc", "yaml",
-}  # fmt: skip
+    "cloudpickle",
+    "code",
+    "codeop",
+    "ctypes",
+    "dill",
+    "imp",
+    "joblib",
+    "marshal",
+    "pty",
+    "runpy",
+    "shelve",
+    "subprocess",
+    "torch.package",
+    "xml.dom",
+    "xml.sax",
+    "xmlrpc",
+    "yaml",
+}
 BUILTINS = {"eval", "exec", "compile", "__import__", "input", "breakpoint"}
 ATTRIBUTES = {
-    "os.system", "os.popen", "os.startfile", "importlib.import_module", "torch.jit.load", "torch.export.load", "torch.hub.load",
+    "os.system",
+    "os.popen",
+    "os.startfile",
+    "importlib.import_module",
+    "torch.jit.load",
+    "torch.export.load",
+    "torch.hub.load",
     "shutil.unpack_archive",
-}  # fmt: skip
+}
 METHODS = {"extractall", "extract"}  # of archives: they believe the names inside
 SAFE_FLAGS = {
     "torch.load": ("weights_only", True),
@@ -164,7 +185,7 @@ def test_the_search_finds_each_way(source):
     assert unsafe(source) != []
 
 
-# ---- payloads ----------------------------------------------------------------------------------------------------------
+# ---- payloads --------------------------------------------------------------------------------------------------------
 
 
 class Payload:
@@ -267,7 +288,8 @@ def test_an_archive_reaches_nothing_outside_its_folder(tmp_path):
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
 def test_an_entity_bomb_is_refused_at_once_and_in_little_memory(tmp_path, encoding):
     entities = "".join(f'<!ENTITY l{n} "{f"&l{n - 1};" * 10}">' for n in range(1, 12))
-    text = f'<?xml version="1.0" encoding="{encoding}"?><!DOCTYPE a [<!ENTITY l0 "ha">{entities}]><annotation>&l11;</annotation>'
+    start = f'<?xml version="1.0" encoding="{encoding}"?><!DOCTYPE a [<!ENTITY l0 "ha">{entities}]>'
+    text = start + "<annotation>&l11;</annotation>"
     (tmp_path / "a.xml").write_bytes(text.encode(encoding))
     tracemalloc.start()
     started = time.perf_counter()

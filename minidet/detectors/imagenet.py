@@ -108,8 +108,8 @@ def _download(name: str) -> dict[str, Tensor]:
     except (OSError, RuntimeError, ValueError, EOFError, LookupError, pickle.UnpicklingError) as error:
         # no network, or a file that is not what its name says
         raise WeightsError(
-            f"{name}: torchvision could not download {weights.url} ({reason_of(error)}). Download the file elsewhere and give its "
-            "path in place of 'imagenet'."
+            f"{name}: torchvision could not download {weights.url} ({reason_of(error)}). Download the file "
+            "elsewhere and give its path in place of 'imagenet'."
         ) from error
 
 

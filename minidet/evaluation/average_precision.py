@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-import math
 import numbers
+import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Hashable
@@ -347,7 +347,8 @@ def _check_entry(where: str, entry: dict, images: dict, categories: dict, gt_nam
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    """Finite, and not too long for a float: JSON's whole numbers have any number of digits."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _figure(value: float) -> str:
