@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import math
 import numbers
-import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -88,10 +87,18 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint is int:
         return isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if hint is float:
-        return _is_number(value) and abs(value) <= sys.float_info.max  # also for whole numbers of any length
+        return is_finite(value)
     if getattr(hint, "_is_protocol", False):  # an assigner is what can be called as one
         return callable(value) and not isinstance(value, type)
     return isinstance(value, hint)
+
+
+def is_finite(value: Any) -> bool:
+    """Whether this is a number that a float can hold; whole numbers, in JSON too, have any number of digits."""
+    try:
+        return _is_number(value) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _is_number(value: Any) -> bool:

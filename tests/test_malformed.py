@@ -239,6 +239,8 @@ case(
     "a_mask.png",
     "Unpack the archive",
 )
+EPS = b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 6\n%ImageData: 8 6 8 1 0 1 1 "beginimage"\n'
+case("annotations", "penn-fudan: a program as mask", penn_fudan(png(), EPS), "a_mask.png", "Unpack the archive")
 case("annotations", "penn-fudan: a text as mask", penn_fudan(png(), b"0 1 0"), "a_mask.png", "Unpack the archive")
 
 

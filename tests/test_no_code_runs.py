@@ -141,6 +141,8 @@ def unsafe(source: str) -> list[str]:
                 note(node, f"{last} without weights_only=True")
             if name in XML and "parser" not in flags:
                 note(node, f"{name} without a parser that refuses document types")
+            if name.endswith("Image.open") and "formats" not in flags:
+                note(node, "Image.open without formats: some of them start an interpreter")
             if has("shell", True):
                 note(node, "shell=True")
     return found
@@ -178,6 +180,7 @@ def test_no_module_can_run_what_it_reads(path):
         "from torch.hub import load_state_dict_from_url as f\nx.load_state_dict_from_url(u)",
         "weights.get_state_dict(check_hash=True)",
         "run(command, shell=True)",
+        "from PIL import Image\nImage.open(path)",
         "import torch\ntorch.jit.load(p)",
     ],
 )
