@@ -23,7 +23,7 @@ from minidet.data.coco import CocoDataset, load_split
 from minidet.data.fetch import FETCHABLE, fetch
 from minidet.data.images import read_image
 from minidet.data.shapes import ShapesConfig, make_shapes
-from minidet.detectors import ZOO, Detector, create_model, load_model, load_official, save_weights
+from minidet.detectors import ZOO, Detector, create_model, load_model, load_official, optimize, save_weights
 from minidet.detectors.detector import IMAGENET_STD
 from minidet.detectors.imagenet import load_backbone_weights
 from minidet.detectors.weights import transfer_weights
@@ -34,7 +34,7 @@ from minidet.files import write_json
 from minidet.training.ablation import Study, ablate
 from minidet.training.ablation_report import format_table
 from minidet.training.cells import FAMILIES
-from minidet.training.hardware import choose_device, evaluation_workers
+from minidet.training.hardware import choose_device, choose_precision, evaluation_workers
 from minidet.training.loop import TrainingResult, train
 from minidet.training.recipe import RECIPES, Recipe, is_yolof, recipe_for
 
@@ -292,6 +292,7 @@ class Eval:
     input_size: tuple[int, int] | None = None  # height and width, instead of the model's own
     batch_size: int = 8  # pictures at a time
     device: str = "auto"  # cpu, cuda, mps
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the network; the short ones are faster, and less exact
 
     def run(self) -> int:
         if self.weights and self.data and not (self.detections or self.annotations):
@@ -308,7 +309,7 @@ class Eval:
     def of_model(self, weights: Path, folder: Path) -> AveragePrecision:
         dataset = load_split(folder, self.split)
         device = choose_device(self.device)
-        model = load_model(weights, device)
+        model = optimize(load_model(weights, device), choose_precision(self.precision, device))
         _set_up(model, self.score_threshold, self.nms_threshold, self.input_size)
         batch_size, workers = _positive("batch-size", self.batch_size), evaluation_workers(device)
         if self.save_detections is None:
@@ -331,12 +332,14 @@ class Predict:
     input_size: tuple[int, int] | None = None  # height and width, instead of the model's own
     pictures: bool = True  # write the pictures, not only the JSON
     device: str = "auto"  # cpu, cuda, mps
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the network; the short ones are faster, and less exact
 
     def run(self) -> int:
         from minidet.draw import describe_detections, draw_detections, save_figure  # matplotlib loads slowly
 
         files = find_images(self.images)
-        model = load_model(self.weights, choose_device(self.device))
+        device = choose_device(self.device)
+        model = optimize(load_model(self.weights, device), choose_precision(self.precision, device))
         _set_up(model, self.score_threshold, self.nms_threshold, self.input_size)
         model.class_agnostic = self.class_agnostic
         names = model.class_names or [f"class {i}" for i in range(model.num_classes)]

@@ -75,8 +75,7 @@ class Detections:
         sizes = torch.bincount(self.image, minlength=count).tolist()
         columns = (self.boxes.split(sizes), self.scores.split(sizes), self.labels.split(sizes))
         return [
-            {"boxes": boxes, "scores": scores, "labels": labels}
-            for boxes, scores, labels in zip(*columns, strict=True)
+            {"boxes": boxes, "scores": scores, "labels": labels} for boxes, scores, labels in zip(*columns, strict=True)
         ]
 
 

@@ -43,6 +43,7 @@ class Detector(nn.Module):
         size_divisor: the sides of a network input are multiples of this.
         use_l1: adds the L1 term to the losses; YOLOX's recipe turns it on for the last epochs.
         last_assignment: who learned what in the latest training step.
+        optimized: made by `minidet.optimize`; it predicts only.
     """
 
     resize: str = "letterbox"
@@ -62,6 +63,7 @@ class Detector(nn.Module):
         self.max_detections = config.max_detections
         self.use_l1 = False
         self.last_assignment: Assignment | None = None
+        self.optimized = False
         self._learn = type(self).learn  # or, after `compile`, the same translated
         self._gt_multiple = 1
         self._dense = type(self).dense_of  # likewise, after `minidet.optimize`
@@ -114,13 +116,23 @@ class Detector(nn.Module):
         found = found.in_pictures([tuple(image.shape[-2:]) for image in images], scales)
         return found.per_image(len(images))
 
+    def train(self, mode: bool = True) -> Detector:
+        """Training mode, or with False evaluation mode.
+
+        Raises:
+            MinidetError: the model comes from `minidet.optimize`.
+        """
+        if mode and self.optimized:
+            raise MinidetError(f"{self.name}: an optimized model only predicts; train the one that it was made from")
+        return super().train(mode)
+
     def features(self, images: Images) -> dict[str, Tensor]:
         """The feature maps of every stage of backbone and neck, by name, each [B, channels, rows, columns]."""
         return self.features_of(self.network_input(images)[0])
 
     def dense(self, images: Images) -> DensePredictions:
         """What the model says at every slot, in pixels of the network input, before any is thrown away."""
-        return self.dense_of(self.network_input(images)[0])
+        return self._dense(self, self.network_input(images)[0])
 
     def assign(self, images: Images, targets: Sequence[Target], trace: bool = True) -> Assignment:
         """Which slot would learn which object from these images, with everything that led to it."""

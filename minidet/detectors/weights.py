@@ -18,7 +18,7 @@ from safetensors.torch import save as tensors_to_bytes
 from minidet.assign import ATSS, CentreSampling, MaxIoU, OneToOne, SimOTA, UniformMatching
 from minidet.detectors.detector import Detector
 from minidet.detectors.zoo import create_model, model_card
-from minidet.errors import WeightsError
+from minidet.errors import MinidetError, WeightsError
 from minidet.files import atomic_write
 
 ASSIGNERS = {kind.__name__: kind for kind in (ATSS, CentreSampling, MaxIoU, OneToOne, SimOTA, UniformMatching)}
@@ -47,8 +47,13 @@ def save_weights(model: Detector, path: str | Path) -> None:
     """Write a model's weights and description as a safetensors file, atomically.
 
     Raises:
-        MinidetError: the file cannot be written.
+        MinidetError: the file cannot be written, or the model comes from `minidet.optimize`.
     """
+    if model.optimized:
+        raise MinidetError(
+            f"{path}: an optimized {model.name} is not saved: its norms are folded, so nothing could train it again; "
+            "save the model that it was made from"
+        )
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     text = {"format": "minidet", "model": json.dumps(model_description(model))}
     with atomic_write(path) as file:
