@@ -1,4 +1,4 @@
-"""The command line: `minidet models`, `data`, `train`, `ablate`, `eval`, `predict`, `import-official` and `demo`.
+"""The command line: `minidet models`, `data`, `train`, `ablate`, `eval`, `predict`, `bench`, `import-official`, `demo`.
 
 Each command is a dataclass: its fields are the options, the comments behind them the help. Chapter 00 and the README
 use them all.
@@ -18,6 +18,7 @@ import tyro
 from tyro.conf import Positional, arg, subcommand
 
 from minidet.assign import ATSS, Assigner, CentreSampling, MaxIoU, OneToOne, SimOTA, UniformMatching
+from minidet.bench.parts import PARTS, PartName, Setting, bench
 from minidet.data.check import check_dataset, format_faults
 from minidet.data.coco import CocoDataset, load_split
 from minidet.data.fetch import FETCHABLE, fetch
@@ -378,6 +379,49 @@ class Predict:
 
 
 @dataclass(frozen=True)
+class Bench:
+    """Measure how fast a detector is on this machine: network, post-processing, assignment, training step, loader.
+
+    Prints a table with the hardware. Nothing else should run meanwhile.
+    """
+
+    model: Positional[ModelName] = "yolox-s"  # which detector
+    parts: tuple[PartName, ...] = PARTS  # what to measure
+    input_size: tuple[int, int] | None = None  # height and width of the network input, instead of the model's own
+    batch_size: int = 1  # images at a time
+    objects: int = 20  # ground truths an image
+    compile: bool = True  # also measure torch.compile, which takes a minute or so before
+    seconds: float = 3.0  # about so long each row is measured
+    data: Path | None = None  # folder in COCO format for the loader; by default pictures of 480 x 640 are drawn
+    split: str = "train"  # of that folder
+    workers: int = 0  # processes of the loader; 0 for this one
+    device: str = "auto"  # cpu, cuda, mps
+    threads: int | None = None  # CPU threads; by default as many as torch chooses
+    out: Path | None = None  # also write the figures as JSON
+
+    def run(self) -> int:
+        if self.threads is not None:
+            torch.set_num_threads(_positive("threads", self.threads))
+        setting = Setting(
+            self.model,
+            self.input_size,
+            self.batch_size,
+            self.objects,
+            self.device,
+            self.compile,
+            self.seconds,
+            self.workers,
+            self.data,
+            self.split,
+        )
+        report = bench(setting, self.parts, log=lambda line: print(line, file=sys.stderr))
+        print(report.table())
+        if self.out is not None:
+            write_json(self.out, report.to_dict(), indent=2)
+        return 0
+
+
+@dataclass(frozen=True)
 class ImportOfficial:
     """Turn a published YOLOX or YOLOF checkpoint (.pth, .pkl) into weights of minidet (.safetensors).
 
@@ -465,6 +509,7 @@ Command = (
     | Annotated[Ablate, subcommand("ablate")]
     | Annotated[Eval, subcommand("eval")]
     | Annotated[Predict, subcommand("predict")]
+    | Annotated[Bench, subcommand("bench")]
     | Annotated[ImportOfficial, subcommand("import-official")]
     | Annotated[Demo, subcommand("demo")]
 )

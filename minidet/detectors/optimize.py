@@ -13,7 +13,6 @@ Decoding, scores and non-maximum suppression stay float32: in half precision cor
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable
 from types import FunctionType
 
@@ -83,9 +82,7 @@ def _translated(
 
     def dense(model: Detector, x: Tensor) -> DensePredictions:
         try:
-            with warnings.catch_warnings():  # of the cache of grids, which is not looked into: they become constants
-                warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
-                return translated(model, x)
+            return translated(model, x)
         except torch._dynamo.exc.TorchDynamoException as error:
             reason = " ".join(line.strip() for line in str(error).strip().splitlines()[:2])
             raise MinidetError(

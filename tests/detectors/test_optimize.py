@@ -27,6 +27,11 @@ def trained(name: str, **changes) -> minidet.detectors.Detector:
     return model
 
 
+def small(**changes) -> minidet.detectors.Detector:
+    """A YOLOX with so few layers that it is translated within seconds."""
+    return trained("yolox-tiny", num_classes=3, width=0.0625, depth=0.1, **changes)
+
+
 def check_equal(found, expected, tolerance: float) -> None:
     """Logits and raw boxes within `tolerance` of the largest number among them."""
     for name in ("raw_boxes", "class_logits", "object_logits"):
@@ -100,7 +105,7 @@ def test_pictures_give_the_detections_of_the_original(name):
 
 
 def test_a_compiled_model_is_one_graph_for_every_size_and_equals_the_original():
-    model = trained("yolox-nano", num_classes=3)
+    model = small()
     fast = minidet.optimize(model, compile="eager")  # the tracing of torch.compile, without the translation
     with torch.no_grad():
         for shape in [(2, 3, 64, 96), (3, 3, 96, 160), (4, 3, 160, 64)]:
@@ -118,7 +123,7 @@ def test_a_compiled_yolof_is_one_graph_too():
 
 def test_more_models_can_be_compiled_than_torch_translates_one_function():
     images = torch.rand(1, 3, 32, 32)
-    model = trained("yolox-nano", num_classes=3)
+    model = small()
     with torch._dynamo.config.patch(recompile_limit=1):  # usually 8
         for _ in range(2):
             minidet.optimize(model, compile="eager").dense(images)
@@ -126,7 +131,7 @@ def test_more_models_can_be_compiled_than_torch_translates_one_function():
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_the_translation_to_machine_code_predicts_the_same():
-    model = trained("yolox-nano", num_classes=3, depth=0.33, width=0.125)
+    model = small()
     fast = minidet.optimize(model, compile=True)
     images = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
@@ -137,8 +142,8 @@ def test_a_compiler_that_fails_is_a_clear_error():
     def broken(graph, inputs):
         raise RuntimeError("no such compiler")
 
-    fast = minidet.optimize(minidet.create_model("yolox-nano", num_classes=3), compile=broken)
-    with pytest.raises(MinidetError, match=r"yolox-nano: torch.compile cannot translate.*no such compiler.*g\+\+"):
+    fast = minidet.optimize(small(), compile=broken)
+    with pytest.raises(MinidetError, match=r"yolox-tiny: torch.compile cannot translate.*no such compiler.*g\+\+"):
         fast.dense(torch.rand(1, 3, 32, 32))
 
 
