@@ -1,4 +1,4 @@
-"""The command line: `minidet models`, `data`, `train`, `ablate`, `eval`, `predict`, `import-official` and `demo`.
+"""The command line: `minidet models`, `data`, `train`, `ablate`, `eval`, `predict`, `bench`, `import-official`, `demo`.
 
 Each command is a dataclass: its fields are the options, the comments behind them the help. Chapter 00 and the README
 use them all.
@@ -19,12 +19,13 @@ import tyro
 from tyro.conf import Positional, arg, subcommand
 
 from minidet.assign import ATSS, Assigner, CentreSampling, MaxIoU, OneToOne, SimOTA, UniformMatching
+from minidet.bench.parts import PARTS, PartName, Setting, bench
 from minidet.data.check import check_dataset, format_faults
 from minidet.data.coco import CocoDataset, load_split
 from minidet.data.fetch import FETCHABLE, fetch
 from minidet.data.images import read_image
 from minidet.data.shapes import ShapesConfig, make_shapes
-from minidet.detectors import ZOO, Detector, create_model, load_model, load_official, save_weights
+from minidet.detectors import ZOO, Detector, create_model, load_model, load_official, optimize, save_weights
 from minidet.detectors.detector import IMAGENET_STD
 from minidet.detectors.imagenet import load_backbone_weights
 from minidet.detectors.weights import transfer_weights
@@ -35,7 +36,7 @@ from minidet.files import write_json
 from minidet.training.ablation import Study, ablate
 from minidet.training.ablation_report import format_table
 from minidet.training.cells import FAMILIES
-from minidet.training.hardware import choose_device, evaluation_workers
+from minidet.training.hardware import choose_device, choose_precision, evaluation_workers
 from minidet.training.loop import TrainingResult, train
 from minidet.training.recipe import RECIPES, Recipe, is_yolof, recipe_for
 
@@ -304,6 +305,7 @@ class Eval:
     input_size: tuple[int, int] | None = None  # height and width, instead of the model's own
     batch_size: int = 8  # pictures at a time
     device: str = "auto"  # cpu, cuda, mps
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the network; the short ones are faster, and less exact
 
     def run(self) -> int:
         if self.weights and self.data and not (self.detections or self.annotations):
@@ -320,7 +322,7 @@ class Eval:
     def of_model(self, weights: Path, folder: Path) -> AveragePrecision:
         dataset = load_split(folder, self.split)
         device = choose_device(self.device)
-        model = load_model(weights, device)
+        model = optimize(load_model(weights, device), choose_precision(self.precision, device))
         _set_up(model, self.score_threshold, self.nms_threshold, self.input_size)
         batch_size, workers = _positive("batch-size", self.batch_size), evaluation_workers(device)
         if self.save_detections is None:
@@ -343,12 +345,14 @@ class Predict:
     input_size: tuple[int, int] | None = None  # height and width, instead of the model's own
     pictures: bool = True  # write the pictures, not only the JSON
     device: str = "auto"  # cpu, cuda, mps
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the network; the short ones are faster, and less exact
 
     def run(self) -> int:
         from minidet.draw import describe_detections, draw_detections, save_figure  # matplotlib loads slowly
 
         files = find_images(self.images)
-        model = load_model(self.weights, choose_device(self.device))
+        device = choose_device(self.device)
+        model = optimize(load_model(self.weights, device), choose_precision(self.precision, device))
         _set_up(model, self.score_threshold, self.nms_threshold, self.input_size)
         model.class_agnostic = self.class_agnostic
         names = model.class_names or [f"class {i}" for i in range(model.num_classes)]
@@ -384,6 +388,49 @@ class Predict:
         for text in unreadable:
             print(f"left out: {text}", file=sys.stderr)
         return DEFECTS_FOUND if unreadable else 0
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measure how fast a detector is on this machine: network, post-processing, assignment, training step, loader.
+
+    Prints a table with the hardware. Nothing else should run meanwhile.
+    """
+
+    model: Positional[ModelName] = "yolox-s"  # which detector
+    parts: tuple[PartName, ...] = PARTS  # what to measure
+    input_size: tuple[int, int] | None = None  # height and width of the network input, instead of the model's own
+    batch_size: int = 1  # images at a time
+    objects: int = 20  # ground truths an image
+    compile: bool = True  # also measure torch.compile, which takes a minute or so before
+    seconds: float = 3.0  # about so long each row is measured
+    data: Path | None = None  # folder in COCO format for the loader; by default pictures of 480 x 640 are drawn
+    split: str = "train"  # of that folder
+    workers: int = 0  # processes of the loader; 0 for this one
+    device: str = "auto"  # cpu, cuda, mps
+    threads: int | None = None  # CPU threads; by default as many as torch chooses
+    out: Path | None = None  # also write the figures as JSON
+
+    def run(self) -> int:
+        if self.threads is not None:
+            torch.set_num_threads(_positive("threads", self.threads))
+        setting = Setting(
+            self.model,
+            self.input_size,
+            self.batch_size,
+            self.objects,
+            self.device,
+            self.compile,
+            self.seconds,
+            self.workers,
+            self.data,
+            self.split,
+        )
+        report = bench(setting, self.parts, log=lambda line: print(line, file=sys.stderr))
+        print(report.table())
+        if self.out is not None:
+            write_json(self.out, report.to_dict(), indent=2)
+        return 0
 
 
 @dataclass(frozen=True)
@@ -476,6 +523,7 @@ Command = (
     | Annotated[Ablate, subcommand("ablate")]
     | Annotated[Eval, subcommand("eval")]
     | Annotated[Predict, subcommand("predict")]
+    | Annotated[Bench, subcommand("bench")]
     | Annotated[ImportOfficial, subcommand("import-official")]
     | Annotated[Demo, subcommand("demo")]
 )

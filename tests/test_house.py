@@ -36,6 +36,7 @@ LAYERS = [
     ["detectors", "draw"],
     ["evaluation", "explore", "export"],
     ["training", "exercises"],
+    ["bench"],
     ["__init__"],  # the public names; no part takes its tools from here
     ["cli"],
     ["__main__"],

@@ -60,8 +60,13 @@ def save_weights(model: Detector, path: str | Path) -> None:
     """Write a model's weights and description as a safetensors file, atomically.
 
     Raises:
-        MinidetError: the file cannot be written.
+        MinidetError: the file cannot be written, or the model comes from `minidet.optimize`.
     """
+    if model.optimized:
+        raise MinidetError(
+            f"{path}: an optimized {model.name} is not saved: its norms are folded, so nothing could train it again; "
+            "save the model that it was made from"
+        )
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     text = {"format": "minidet", "model": json.dumps(model_description(model))}
     with atomic_write(path) as file:
