@@ -1,7 +1,11 @@
 """How a training picture is made out of one, four or five: size, mosaic, affine map, MixUp, colour, mirror, shift.
 
-The functions above `Augmentation` have no randomness: what they do is in their arguments. The `random_*` functions
-below it draw those arguments as the official training does.
+The functions above `Augmentation` have no randomness: what they do is in their arguments. The `draw_*` functions below
+it draw those arguments as the official training does, and the `random_*` functions do both.
+
+Here every step makes a picture of its own, which is easy to follow and slow. Training itself composes the steps first
+and touches each pixel once: `minidet.data.plan` and `minidet.data.render`. Both share the arithmetic of boxes and the
+draws that stand here.
 
 Source: YOLOX, section 2.1, "strong data augmentation"; YOLOF, section 5 (random shift); chapter 10.
 """
@@ -200,9 +204,13 @@ def cut_boxes(
 
 def flip_horizontal(image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
     """Mirror left and right: [3, H, W] and xyxy boxes [N, 4]; x becomes width - x."""
-    width = image.shape[-1]
+    return image.flip(-1), flip_boxes(boxes, image.shape[-1])
+
+
+def flip_boxes(boxes: Tensor, width: int) -> Tensor:
+    """Boxes [N, 4] xyxy in a picture of this width, mirrored left and right."""
     x1, y1, x2, y2 = boxes.unbind(-1)
-    return image.flip(-1), torch.stack([width - x2, y1, width - x1, y2], dim=-1)
+    return torch.stack([width - x2, y1, width - x1, y2], dim=-1)
 
 
 def shift(sample: Sample, offset_xy: tuple[int, int]) -> Sample:
@@ -225,75 +233,79 @@ def shift(sample: Sample, offset_xy: tuple[int, int]) -> Sample:
     moved = torch.zeros_like(image)
     if seen.numel() > 0:
         moved[:, max(y, 0) : max(y, 0) + seen.shape[1], max(x, 0) : max(x, 0) + seen.shape[2]] = seen
-    boxes, labels = cut_boxes(boxes + boxes.new_tensor([x, y, x, y]), labels, (height, width))
-    keep = _shorter_side(boxes) > 0
-    return moved, boxes[keep], labels[keep]
+    return moved, *shift_boxes(boxes, labels, offset_xy, (height, width))
 
 
-# OpenCV divides by table lookup: 255 / value and 30 / spread, in units of 1/4096. Its rounding makes its colours.
-_DIVISORS = torch.arange(256, dtype=torch.float64).clamp(min=1)
-_SATURATION_TABLE = (255 * 4096 / _DIVISORS).round().to(torch.int32)
-_HUE_TABLE = (30 * 4096 / _DIVISORS).round().to(torch.int32)
+def shift_boxes(
+    boxes: Tensor, labels: Tensor, offset_xy: tuple[int, int], size_hw: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """What `shift` does to boxes [N, 4] xyxy and labels [N] in a picture of `size_hw`: moves, clips, drops empty."""
+    x, y = offset_xy
+    boxes, labels = cut_boxes(boxes + boxes.new_tensor([x, y, x, y]), labels, size_hw)
+    keep = shorter_side(boxes) > 0
+    return boxes[keep], labels[keep]
 
 
 def rgb_to_hsv(image: Tensor) -> Tensor:
     """Hue, saturation and value in OpenCV's 8-bit form, equal to its numbers for every colour.
 
     Args:
-        image: [3, H, W] uint8 RGB.
+        image: [3, H, W] or [B, 3, H, W], uint8 RGB.
 
     Returns:
-        [3, H, W] int32: hue in steps of two degrees, 0 to 179 (red 0, green 60, blue 120, grey 0); saturation and value
-        from 0 to 255.
+        The same shape, int32: hue in steps of two degrees, 0 to 179 (red 0, green 60, blue 120, grey 0); saturation and
+        value from 0 to 255.
     """
-    red, green, blue = image.to(torch.int32).unbind(0)
-    value = image.amax(0).to(torch.int32)
-    spread = value - image.amin(0)
+    red, green, blue = image.to(torch.int32).unbind(-3)
+    value = image.amax(-3).to(torch.int32)
+    spread = value - image.amin(-3)
     sixth = torch.where(  # hue in sixths of the circle, times spread
         value == red, green - blue, torch.where(value == green, blue - red + 2 * spread, red - green + 4 * spread)
     )
-    per_value = _SATURATION_TABLE.index_select(0, value.flatten()).view_as(value)
-    per_spread = _HUE_TABLE.index_select(0, spread.flatten()).view_as(value)
-    hue = (sixth * per_spread + 2048) >> 12
-    saturation = (spread * per_value + 2048) >> 12
-    return torch.stack([torch.where(hue < 0, hue + 180, hue), saturation, value])
+    hue = (sixth * _reciprocal(30, spread) + 2048) >> 12
+    saturation = (spread * _reciprocal(255, value) + 2048) >> 12
+    return torch.stack([torch.where(hue < 0, hue + 180, hue), saturation, value], dim=-3)
+
+
+def _reciprocal(number: int, divisors: Tensor) -> Tensor:
+    """number / divisors in units of 1/4096. OpenCV divides by a table of these, and its rounding makes its colours."""
+    divisors = divisors.clamp(min=1)
+    return (2 * 4096 * number + divisors) // (2 * divisors)
 
 
 def hsv_to_rgb(hsv: Tensor) -> Tensor:
     """The way back from `rgb_to_hsv`; fractions are cut off, as OpenCV does, whose numbers it meets within 1 of 255.
 
     Args:
-        hsv: [3, H, W] integers; hue 0 to 179, saturation and value 0 to 255.
+        hsv: [3, H, W] or [B, 3, H, W] integers; hue 0 to 179, saturation and value 0 to 255.
 
     Returns:
-        [3, H, W] uint8 RGB.
+        The same shape, uint8 RGB.
     """
-    hue, saturation, value = hsv.to(torch.float32).unbind(0)
+    hue, saturation, value = hsv.to(torch.float32).split(1, dim=-3)
     sixth = hue / 30  # 0 to 6 around the circle: red at 0, green at 2, blue at 4
     # The pure colour of this hue: each channel is full within one sixth of its own colour, and gone two sixths away.
-    pure = torch.stack([(sixth - 3).abs() - 1, 2 - (sixth - 2).abs(), 2 - (sixth - 4).abs()]).clamp_(0, 1)
+    pure = torch.cat([(sixth - 3).abs() - 1, 2 - (sixth - 2).abs(), 2 - (sixth - 4).abs()], dim=-3).clamp_(0, 1)
     faded = pure.sub_(1).mul_(saturation / 255).add_(1)  # towards white as saturation falls
     return faded.mul_(value).to(torch.uint8)
 
 
-def hsv_jitter(image: Tensor, hue: int, saturation: int, value: int) -> Tensor:
+def hsv_jitter(image: Tensor, hue: int | Tensor, saturation: int | Tensor, value: int | Tensor) -> Tensor:
     """Shift the colours of a picture by whole steps of 8-bit HSV.
 
     Args:
-        image: [3, H, W] uint8 RGB.
-        hue: added, in steps of two degrees; runs around the circle.
-        saturation, value: added; the results are held between 0 and 255.
+        image: [3, H, W] or [B, 3, H, W], uint8 RGB.
+        hue: added, in steps of two degrees; runs around the circle. For a batch it may be [B, 1, 1] integers.
+        saturation, value: added likewise; the results are held between 0 and 255.
 
     Returns:
-        [3, H, W] uint8 RGB.
+        The same shape, uint8 RGB.
 
     Source: YOLOX, official code (0.2.0 and later; before that the three were factors); chapter 10.
     """
-    hsv = rgb_to_hsv(image)
-    hsv[0].add_(hue).remainder_(180)
-    hsv[1].add_(saturation).clamp_(0, 255)
-    hsv[2].add_(value).clamp_(0, 255)
-    return hsv_to_rgb(hsv)
+    h, s, v = rgb_to_hsv(image).unbind(-3)
+    moved = [(h + hue) % 180, (s + saturation).clamp(0, 255), (v + value).clamp(0, 255)]
+    return hsv_to_rgb(torch.stack(moved, dim=-3))
 
 
 # Affine map ---------------------------------------------------------------------------------------------------------
@@ -433,15 +445,36 @@ def mosaic(
 
     Source: YOLOX, section 2.1 (Mosaic is YOLOv4's and ultralytics-YOLOv3's idea); chapter 10.
     """
-    canvas_hw = 2 * size_hw[0], 2 * size_hw[1]
-    canvas = empty_frame(tiles[0][0], canvas_hw, fill)
-    moved = []
-    for position, (image, boxes, _) in enumerate(tiles):
-        (x1, y1, x2, y2), (u1, v1, u2, v2) = mosaic_tile(position, centre_xy, tuple(image.shape[-2:]), size_hw)
+    canvas = empty_frame(tiles[0][0], (2 * size_hw[0], 2 * size_hw[1]), fill)
+    places = [mosaic_tile(i, centre_xy, tuple(tile[0].shape[-2:]), size_hw) for i, tile in enumerate(tiles)]
+    for ((x1, y1, x2, y2), (u1, v1, u2, v2)), (image, _, _) in zip(places, tiles, strict=True):
         canvas[:, y1:y2, x1:x2] = image[:, v1:v2, u1:u2]
-        moved.append(boxes + boxes.new_tensor([x1 - u1, y1 - v1, x1 - u1, y1 - v1]))
-    boxes, labels = cut_boxes(torch.cat(moved), torch.cat([tile[2] for tile in tiles]), canvas_hw, min_visible)
-    return canvas, boxes, labels
+    boxes, labels = [tile[1] for tile in tiles], [tile[2] for tile in tiles]
+    return canvas, *mosaic_boxes(boxes, labels, places, size_hw, min_visible)
+
+
+def mosaic_boxes(
+    boxes: Sequence[Tensor],
+    labels: Sequence[Tensor],
+    places: Sequence[tuple[tuple[int, int, int, int], tuple[int, int, int, int]]],
+    size_hw: tuple[int, int],
+    min_visible: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """The boxes of the four pictures, moved with them onto the canvas and clipped to it.
+
+    Args:
+        boxes, labels: of each picture [N, 4] float xyxy and [N].
+        places: of each picture what `mosaic_tile` says.
+        size_hw, min_visible: as for `mosaic`.
+
+    Returns:
+        All boxes in pixels of the canvas, and their labels.
+    """
+    moved = [
+        own + own.new_tensor([x1 - u1, y1 - v1, x1 - u1, y1 - v1])
+        for own, ((x1, y1, _, _), (u1, v1, _, _)) in zip(boxes, places, strict=True)
+    ]
+    return cut_boxes(torch.cat(moved), torch.cat(list(labels)), (2 * size_hw[0], 2 * size_hw[1]), min_visible)
 
 
 def mixup(
@@ -468,19 +501,37 @@ def mixup(
     Source: YOLOX, section 2.1, after arXiv 1710.09412; chapter 10.
     """
     image, boxes, labels = sample
-    other_image, other_boxes, other_labels = other
     height, width = image.shape[-2:]
-    other_image = resize(other_image, (max(int(height * scale), 1), max(int(width * scale), 1)))
-    other_boxes = other_boxes * scale
+    other_image = resize(other[0], scaled_size((height, width), scale))
     if flip:
-        other_image, other_boxes = flip_horizontal(other_image, other_boxes)
+        other_image = other_image.flip(-1)
     x, y = offset_xy
     window = pad(other_image[:, y : y + height, x : x + width], (height, width), fill=0)
-    other_boxes, other_labels = cut_boxes(
-        other_boxes - other_boxes.new_tensor([x, y, x, y]), other_labels, (height, width), min_visible
-    )
+    other_boxes, other_labels = mixup_boxes(other[1], other[2], (height, width), scale, flip, offset_xy, min_visible)
     blend = ((image.to(torch.int16) + window) >> 1).to(torch.uint8)
     return blend, torch.cat([boxes, other_boxes]), torch.cat([labels, other_labels])
+
+
+def mixup_boxes(
+    boxes: Tensor,
+    labels: Tensor,
+    size_hw: tuple[int, int],
+    scale: float,
+    flip: bool,
+    offset_xy: tuple[int, int],
+    min_visible: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """What `mixup` does to the boxes [N, 4] and labels [N] of the other picture in a frame of `size_hw`."""
+    boxes = boxes * scale
+    if flip:
+        boxes = flip_boxes(boxes, scaled_size(size_hw, scale)[1])
+    x, y = offset_xy
+    return cut_boxes(boxes - boxes.new_tensor([x, y, x, y]), labels, size_hw, min_visible)
+
+
+def scaled_size(size_hw: tuple[int, int], scale: float) -> tuple[int, int]:
+    """Height and width times a factor, cut off to whole pixels, at least one."""
+    return max(int(size_hw[0] * scale), 1), max(int(size_hw[1] * scale), 1)
 
 
 # Chance -------------------------------------------------------------------------------------------------------------
@@ -547,6 +598,61 @@ class Augmentation:
 FLIP_AND_SHIFT = Augmentation(mosaic_prob=0, mixup_prob=0, hsv_prob=0, shift_prob=0.5, min_box_side=0)
 
 
+def draw_affine(
+    size_hw: tuple[int, int],
+    scale_range: tuple[float, float],
+    augmentation: Augmentation,
+    rng: np.random.Generator,
+    centred: bool = False,
+) -> Tensor:
+    """The matrix [2, 3] of an affine map with random numbers, see `affine_matrix`."""
+    a = augmentation
+    return affine_matrix(
+        angle=rng.uniform(-a.degrees, a.degrees),
+        scale=rng.uniform(*scale_range),
+        shear_x=rng.uniform(-a.shear, a.shear),
+        shear_y=rng.uniform(-a.shear, a.shear),
+        translate_x=rng.uniform(-a.translate, a.translate),
+        translate_y=rng.uniform(-a.translate, a.translate),
+        size_hw=size_hw,
+        centred=centred,
+    )
+
+
+def draw_mosaic_centre(size_hw: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
+    """Where the four pictures meet: (x, y) from the middle half of the canvas."""
+    height, width = size_hw
+    y = int(rng.uniform(0.5 * height, 1.5 * height))
+    x = int(rng.uniform(0.5 * width, 1.5 * width))
+    return x, y
+
+
+def draw_mixup(
+    size_hw: tuple[int, int], augmentation: Augmentation, rng: np.random.Generator
+) -> tuple[float, bool, tuple[int, int]]:
+    """Scale, mirror and window (x, y) of the other picture in MixUp."""
+    scale = rng.uniform(*augmentation.mixup_scale)
+    flip = bool(rng.random() < 0.5)
+    y = int(rng.integers(max(int(size_hw[0] * scale) - size_hw[0], 1)))
+    x = int(rng.integers(max(int(size_hw[1] * scale) - size_hw[1], 1)))
+    return scale, flip, (x, y)
+
+
+def draw_hsv(augmentation: Augmentation, rng: np.random.Generator) -> tuple[int, int, int]:
+    """Steps of hue, saturation and value: each is shifted or, one time in two, left alone."""
+    offsets = rng.uniform(-1, 1, 3) * augmentation.hsv_gains * rng.integers(0, 2, 3)
+    hue, saturation, value = (int(offset) for offset in offsets)  # cut towards 0, as the official code does
+    return hue, saturation, value
+
+
+def draw_shift(augmentation: Augmentation, rng: np.random.Generator) -> tuple[int, int]:
+    """Whole pixels (x, y), uniform from -shift_max to shift_max - 1 along each axis; (0, 0) where nothing moves."""
+    if rng.random() >= augmentation.shift_prob:
+        return 0, 0
+    x, y = rng.integers(-augmentation.shift_max, augmentation.shift_max, size=2)
+    return int(x), int(y)
+
+
 def random_affine(
     sample: Sample,
     size_hw: tuple[int, int],
@@ -558,18 +664,8 @@ def random_affine(
 ) -> Sample:
     """An affine map with random numbers: `sample` of any size becomes a frame of `size_hw`, with its boxes clipped."""
     image, boxes, labels = sample
-    a = augmentation
-    matrix = affine_matrix(
-        angle=rng.uniform(-a.degrees, a.degrees),
-        scale=rng.uniform(*scale_range),
-        shear_x=rng.uniform(-a.shear, a.shear),
-        shear_y=rng.uniform(-a.shear, a.shear),
-        translate_x=rng.uniform(-a.translate, a.translate),
-        translate_y=rng.uniform(-a.translate, a.translate),
-        size_hw=size_hw,
-        centred=centred,
-    )
-    boxes, labels = cut_boxes(transform_boxes(boxes, matrix), labels, size_hw, a.min_visible)
+    matrix = draw_affine(size_hw, scale_range, augmentation, rng, centred)
+    boxes, labels = cut_boxes(transform_boxes(boxes, matrix), labels, size_hw, augmentation.min_visible)
     return warp_affine(image, matrix, size_hw, fill), boxes, labels
 
 
@@ -581,10 +677,7 @@ def random_mosaic(
     fill: Fill = GREY,
 ) -> Sample:
     """Four pictures around a random point, and of that canvas what a random affine map shows: [3, *size_hw]."""
-    height, width = size_hw
-    y = int(rng.uniform(0.5 * height, 1.5 * height))
-    x = int(rng.uniform(0.5 * width, 1.5 * width))
-    canvas = mosaic(tiles, (x, y), size_hw, augmentation.min_visible, fill)
+    canvas = mosaic(tiles, draw_mosaic_centre(size_hw, rng), size_hw, augmentation.min_visible, fill)
     return random_affine(canvas, size_hw, augmentation.mosaic_scale, augmentation, rng, fill=fill)
 
 
@@ -592,27 +685,10 @@ def random_mixup(
     sample: Sample, other: Sample, augmentation: Augmentation, rng: np.random.Generator, fill: Fill = GREY
 ) -> Sample:
     """MixUp with a random size, mirror and window. `other` is a picture that fits into the frame of `sample`."""
-    height, width = sample[0].shape[-2:]
-    scale = rng.uniform(*augmentation.mixup_scale)
-    flip = rng.random() < 0.5
-    y = int(rng.integers(max(int(height * scale) - height, 1)))
-    x = int(rng.integers(max(int(width * scale) - width, 1)))
-    other = pad(other[0], (height, width), fill), other[1], other[2]
-    return mixup(sample, other, scale, flip, (x, y), augmentation.min_visible)
-
-
-def random_hsv(image: Tensor, augmentation: Augmentation, rng: np.random.Generator) -> Tensor:
-    """Colour jitter: each of hue, saturation and value is shifted or, one time in two, left alone."""
-    offsets = rng.uniform(-1, 1, 3) * augmentation.hsv_gains * rng.integers(0, 2, 3)
-    return hsv_jitter(image, *(int(offset) for offset in offsets))  # int() cuts towards 0, as the official code does
-
-
-def random_shift(sample: Sample, augmentation: Augmentation, rng: np.random.Generator) -> Sample:
-    """Shift a picture by whole pixels, uniform from -shift_max to shift_max - 1 along each axis, or leave it alone."""
-    if rng.random() >= augmentation.shift_prob:
-        return sample
-    x, y = rng.integers(-augmentation.shift_max, augmentation.shift_max, size=2)
-    return shift(sample, (int(x), int(y)))
+    size_hw = tuple(sample[0].shape[-2:])
+    scale, flip, offset_xy = draw_mixup(size_hw, augmentation, rng)
+    other = pad(other[0], size_hw, fill), other[1], other[2]
+    return mixup(sample, other, scale, flip, offset_xy, augmentation.min_visible)
 
 
 def finish(
@@ -643,16 +719,18 @@ def finish(
     image, boxes, labels = sample
     if len(boxes) > 0:
         if rng.random() < augmentation.hsv_prob:
-            image = random_hsv(image, augmentation, rng)
+            image = hsv_jitter(image, *draw_hsv(augmentation, rng))
         if rng.random() < augmentation.flip_prob:
             image, boxes = flip_horizontal(image, boxes)
-        keep = _shorter_side(boxes) > augmentation.min_box_side
+        keep = shorter_side(boxes) > augmentation.min_box_side
         if not keep.any():
             image, boxes, labels = sample
-            keep = _shorter_side(boxes) > 0
+            keep = shorter_side(boxes) > 0
         boxes, labels = boxes[keep], labels[keep]
         if augmentation.shift_prob > 0:  # YOLOX draws no number for it
-            image, boxes, labels = random_shift((image, boxes, labels), augmentation, rng)
+            offset_xy = draw_shift(augmentation, rng)
+            if offset_xy != (0, 0):
+                image, boxes, labels = shift((image, boxes, labels), offset_xy)
     most = augmentation.max_labels
     return pad(image, size_hw, fill), boxes[:most], labels[:most]
 
@@ -674,5 +752,6 @@ def random_size(rng: np.random.Generator, heights: tuple[int, int], input_hw: tu
     return 32 * rows, 32 * max(int(rows * input_hw[1] / input_hw[0]), 1)
 
 
-def _shorter_side(boxes: Tensor) -> Tensor:
+def shorter_side(boxes: Tensor) -> Tensor:
+    """[N], the smaller one of width and height of each box [N, 4] xyxy."""
     return (boxes[:, 2:] - boxes[:, :2]).amin(dim=1)

@@ -6,6 +6,7 @@ import contextlib
 import os
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from PIL import Image
@@ -30,6 +31,8 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
+JPEG_END = b"\xff\xd9"
+
 
 def read_image(path: str | Path) -> Tensor:
     """Read a picture as a person sees it: RGB, 8 bits, turned upright as its EXIF tag says.
@@ -41,7 +44,7 @@ def read_image(path: str | Path) -> Tensor:
         path: a JPEG, PNG, WebP, GIF, BMP, TIFF, PPM or JPEG 2000 file.
 
     Returns:
-        [3, H, W] uint8, contiguous.
+        [3, H, W] uint8, the three channels of a pixel side by side in memory, as they are decoded.
 
     Raises:
         DataError: the file is missing, empty, broken off, damaged, no picture or too large; the text says which.
@@ -51,8 +54,11 @@ def read_image(path: str | Path) -> Tensor:
     path = Path(path)
     try:
         with Image.open(path, formats=FORMATS) as file:
-            file.load()
-            return _to_tensor(_upright(file))
+            pixels = _jpeg_pixels(file, path)
+            if pixels is None:
+                file.load()
+                pixels = _pixels(_upright(file))
+            return torch.from_numpy(pixels).permute(2, 0, 1)
     except FileNotFoundError as error:
         raise DataError(f"{path}: there is no such image. Check the name and the folder.") from error
     except Image.DecompressionBombError as error:
@@ -66,14 +72,34 @@ def read_image(path: str | Path) -> Tensor:
         ) from error
 
 
+def _jpeg_pixels(file: Image.Image, path: Path) -> np.ndarray | None:
+    """[H, W, 3] of a usual JPEG, by OpenCV: the same library and numbers as Pillow's, in three quarters of the time.
+
+    None for all that needs a closer look: other colours than red, green and blue, a turned picture, an end that is
+    missing (OpenCV would fill up what is not there).
+    """
+    if file.format != "JPEG" or file.mode != "RGB" or _turn(file) is not None:
+        return None
+    content = path.read_bytes()
+    if not content.endswith(JPEG_END):
+        return None
+    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    return pixels if pixels is not None and pixels.shape == (file.height, file.width, 3) else None
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    with contextlib.suppress(Exception):  # a damaged EXIF block says nothing about the pixels
+        return UPRIGHT.get(image.getexif().get(ORIENTATION))
+    return None
+
+
 def _upright(image: Image.Image) -> Image.Image:
-    turn = None
-    with contextlib.suppress(Exception):  # a damaged EXIF block says nothing about the pixels, which were read
-        turn = UPRIGHT.get(image.getexif().get(ORIENTATION))
+    turn = _turn(image)
     return image if turn is None else image.transpose(turn)
 
 
-def _to_tensor(image: Image.Image) -> Tensor:
+def _pixels(image: Image.Image) -> np.ndarray:
+    """[H, W, 3] uint8, the caller's own."""
     if image.mode.startswith(("I", "F")):  # one channel, 16 bits or more; convert() would cut off instead of scaling
         pixels = np.asarray(image)
         if image.mode == "F" or pixels.min() < 0 or pixels.max() > 0xFFFF:
@@ -82,7 +108,7 @@ def _to_tensor(image: Image.Image) -> Tensor:
     else:
         image.info.pop("transparency", None)  # it is dropped anyway, and Pillow warns about it in a palette
         pixels = np.asarray(image.convert("RGB"))
-    return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))  # [3, H, W]
+    return np.array(pixels, order="C")
 
 
 def _reason(path: Path, error: Exception) -> str:

@@ -1,7 +1,7 @@
-"""From a data set on disk to batches: what is cached, what is drawn for whom, and in which order.
+"""From a data set on disk to batches: what is cached, what is drawn for whom, in which order, and what may go wrong.
 
 Chance is tied to the sample, not to the worker: (seed, epoch, index) decide everything that happens to a picture, so a
-training run sees the same batches with any number of workers, and after a resume.
+training run sees the same batches with any number of workers and threads, from any cache, and after a resume.
 
 Pictures get their size in one of three ways (`fit_geometry`). "letterbox" and "stretch" make all of them the same size.
 With "shorter_side" they keep their shapes: a batch then holds only landscape or only portrait pictures, and is padded
@@ -13,16 +13,21 @@ Source: YOLOX, section 2.1; YOLOF, section 5; chapter 10.
 from __future__ import annotations
 
 import bisect
+import contextlib
 import math
+import multiprocessing
+import re
 import signal
-from collections.abc import Iterator, Sequence
-from functools import lru_cache, partial
-from typing import Any, NamedTuple, Protocol
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 from tqdm import tqdm
 
 from minidet.data.augment import (
@@ -31,82 +36,56 @@ from minidet.data.augment import (
     Fill,
     Sample,
     finish,
-    fit_geometry,
-    pad,
     random_affine,
     random_mixup,
     random_mosaic,
     resize,
 )
+from minidet.data.picture_store import Cache, PictureStore
+from minidet.data.plan import DetectionData, Planner, SampleKey, SamplePlan, pictures_with_objects
+from minidet.data.render import fill_colour, render
+from minidet.data.render_tensors import PlanTensors, plan_tensors, render_batch
 from minidet.errors import DataError, MinidetError
 
+__all__ = [
+    "DetectionData",
+    "EvaluationLoader",
+    "GroupedOrder",
+    "SampleKey",
+    "TrainingLoader",
+    "TrainingOrder",
+    "TrainingSamples",
+    "evaluation_loader",
+    "pictures_with_objects",
+    "training_loader",
+]
 
-class DetectionData(Protocol):
-    """What a data set must offer; `minidet.data.coco.CocoDataset` does."""
-
-    records: Sequence[Any]  # .id, .height, .width
-
-    def __len__(self) -> int: ...
-
-    def target(self, index: int) -> dict: ...  # boxes [N, 4] xyxy in pixels, labels [N], image_id
-
-    def image(self, index: int) -> Tensor: ...  # uint8 [3, H, W]
-
-
-class SampleKey(NamedTuple):
-    """Names one training sample; the same key gives the same bytes in any process."""
-
-    index: int  # of the picture in the data set
-    epoch: int  # which turn through the data set this is, from 0
-    strong: bool  # with mosaic, affine map and MixUp; False in the closing phase
+BadImages = Literal["stop", "skip"]  # what to do about a picture that cannot be read
+SizeForStep = Callable[[int], tuple[int, int]]  # step of the run, from 0 -> height and width of the network input
+SHARE_OF_GPU = 0.3  # of its free memory, that pictures may take: most of it is for the network
 
 
-class ResizedImages:
-    """The pictures of a data set, resized as `fit_geometry` says; kept in memory if all of them fit into it.
+class Batch(NamedTuple):
+    """What passes from the process that prepares a batch to the one that trains.
 
-    Args:
-        dataset: the pictures.
-        size_hw, resize: see `fit_geometry`.
-        cache_bytes: memory that may be used; 0 reads every picture anew, every time.
-        progress: show a bar while the memory is filled.
+    Few tensors, because each that crosses a process border costs a file descriptor.
 
-    Raises:
-        DataError: a picture cannot be read.
+    Attributes:
+        frames: [B, H, W, 3] uint8, or, to be painted on a GPU, the plans and the pixels that they need (None where the
+            GPU has all pictures).
+        size_hw: height and width of the frames.
+        boxes: [N, 4] float32, of all pictures.
+        labels: [N] int64.
+        owners: for each picture the number of its boxes and its image id.
+        skipped: pictures that could not be read, each with the reason, as often as one was met.
     """
 
-    def __init__(
-        self,
-        dataset: DetectionData,
-        size_hw: tuple[int, int],
-        cache_bytes: int = 0,
-        progress: bool = False,
-        resize: str = "letterbox",
-    ):
-        self.dataset = dataset
-        self.sizes_hw = []
-        self.scales = []  # (x, y) for boxes
-        for record in dataset.records:
-            resized_hw, scale = fit_geometry((record.height, record.width), size_hw, resize)
-            self.scales.append(scale)
-            self.sizes_hw.append(resized_hw)
-        # One tensor for all: forked workers read the parent's pages, spawned ones are handed a single shared block.
-        ends = np.cumsum([3 * height * width for height, width in self.sizes_hw], dtype=np.int64)
-        self.starts = np.concatenate([[0], ends])
-        self.pixels: Tensor | None = None
-        if len(ends) and ends[-1] <= cache_bytes:
-            pixels = torch.empty(int(ends[-1]), dtype=torch.uint8)
-            for index in tqdm(range(len(dataset)), desc="reading images", unit=" images", disable=not progress):
-                pixels[self.starts[index] : self.starts[index + 1]] = self._read(index).flatten()
-            self.pixels = pixels
-
-    def __getitem__(self, index: int) -> Tensor:
-        """[3, h, w] uint8, the caller's own copy."""
-        if self.pixels is None:
-            return self._read(index)
-        return self.pixels[self.starts[index] : self.starts[index + 1]].view(3, *self.sizes_hw[index]).clone()
-
-    def _read(self, index: int) -> Tensor:
-        return resize(self.dataset.image(index), self.sizes_hw[index])
+    frames: Tensor | tuple[PlanTensors, Tensor | None]
+    size_hw: tuple[int, int]
+    boxes: Tensor
+    labels: Tensor
+    owners: list[tuple[int, int]]
+    skipped: list[tuple[int, str]]
 
 
 class TrainingSamples(Dataset):
@@ -117,14 +96,18 @@ class TrainingSamples(Dataset):
         augmentation: what may happen to them.
         size_hw: height and width of the network input, multiples of 32; with "shorter_side" shorter and longest side.
         seed: changes every draw.
-        cache_bytes: see `ResizedImages`.
-        progress: show a bar while pictures are read into memory.
+        cache, cache_bytes: where decoded pictures are kept, and the room in memory for them, see `PictureStore`.
+        progress: show a bar while pictures are read into the cache.
         resize: "letterbox", "shorter_side" or "stretch", see `fit_geometry`. With "shorter_side" images have sizes of
             their own, and there can be no mosaic: its four pictures share one canvas of a fixed size.
         fill: colour of everything that no picture covers.
+        bad_images: "stop" with an error where a picture cannot be read, or "skip" it: another picture takes its place,
+            always the same one.
+        log: takes every line of text that is told.
 
     Attributes:
         with_objects: indices of the pictures that have any.
+        on_device: all pictures are kept by whoever paints, so batches come without pixels.
 
     Raises:
         DataError: the data set has no images, one of them cannot be used, or a box has no area or is not finite.
@@ -139,10 +122,13 @@ class TrainingSamples(Dataset):
         augmentation: Augmentation,
         size_hw: tuple[int, int],
         seed: int = 0,
-        cache_bytes: int = 0,
+        cache: Cache = "none",
+        cache_bytes: int | None = None,
         progress: bool = False,
         resize: str = "letterbox",
         fill: Fill = GREY,
+        bad_images: BadImages = "stop",
+        log: Callable[[str], None] = tqdm.write,
     ):
         if len(dataset) == 0:
             raise DataError("the training set has no images. Check its annotation file.")
@@ -162,25 +148,149 @@ class TrainingSamples(Dataset):
             raise MinidetError(f"the input size is {size_hw}, but height and width must be multiples of 32, from 32.")
         if seed < 0:
             raise MinidetError(f"seed is {seed}, but it must be 0 or more.")
+        if bad_images not in ("stop", "skip"):
+            raise MinidetError(f"bad_images is {bad_images!r}, but it must be 'stop' or 'skip'.")
         self.dataset = dataset
         self.augmentation = augmentation
         self.size_hw = size_hw
         self.seed = seed
         self.fill = fill
-        self.with_objects = pictures_with_objects(dataset)  # MixUp's partners
-        self.images = ResizedImages(dataset, size_hw, cache_bytes, progress, resize)
+        self.bad_images = bad_images
+        self.planner = Planner(dataset, augmentation, size_hw, seed, resize)
+        self.with_objects = self.planner.with_objects
+        self.pictures = PictureStore(
+            dataset,
+            self.planner.stored_hw,
+            f"{resize}-{size_hw[0]}x{size_hw[1]}",
+            cache,
+            cache_bytes,
+            torch.get_num_threads(),
+            progress,
+            bad_images == "skip",
+            log,
+        )
+        self.on_device = False
+        self._pool: ThreadPoolExecutor | None = None
+        self._threads = 1
 
     def __len__(self) -> int:
         return len(self.dataset)
 
+    def __getitem__(self, key: SampleKey) -> tuple[Tensor, dict]:
+        plan, pictures, _ = self.planned(key)
+        frame = np.empty((*plan.size_hw, 3), dtype=np.uint8)
+        render(plan, pictures, frame, self.fill)
+        target = {"boxes": plan.boxes, "labels": plan.labels, "image_id": self.dataset.records[plan.index].id}
+        return torch.from_numpy(frame).permute(2, 0, 1), target
+
+    def planned(
+        self, key: SampleKey, size_hw: tuple[int, int] | None = None
+    ) -> tuple[SamplePlan, dict[int, np.ndarray], list[tuple[int, str]]]:
+        """The plan of a sample, the stored pictures that it needs, and those that had to be replaced, with the reason.
+
+        Whether a picture can be read is found out anew for each sample that shows it, so that it does not matter who
+        met it before.
+
+        Args:
+            key: of the sample.
+            size_hw: of the frame, where it is not the usual one.
+        """
+        skipped: dict[int, str] = {}
+        while True:
+            plan = self.planner.plan(key, frozenset(skipped))
+            pictures: dict[int, np.ndarray] = {}
+            for index in dict.fromkeys(placement.index for placement in plan.placements):
+                try:
+                    pictures[index] = self.pictures[index] if not self.on_device else self._known(index)
+                except DataError as error:
+                    if self.bad_images == "stop":
+                        raise
+                    skipped[index] = str(error)
+                    break
+            else:
+                return plan if size_hw is None else plan.resized(size_hw), pictures, list(skipped.items())
+
+    def _known(self, index: int) -> np.ndarray:
+        """No pixels, but the same error as where there are some."""
+        if index in self.pictures.errors:
+            raise DataError(self.pictures.errors[index])
+        return np.empty((0, 0, 3), dtype=np.uint8)
+
+    def batch(self, keys: Sequence[SampleKey], size_hw: tuple[int, int] | None = None, painted: bool = True) -> Batch:
+        """A batch of samples, each padded to the largest sides among them.
+
+        In the main process as many threads work on it as torch may use; a worker process uses one.
+
+        Args:
+            keys: of B samples.
+            size_hw: of the frames, where it is not the usual one.
+            painted: with frames; else with plans and pixels for `render_batch`.
+        """
+        usual_hw = None if self.own_sizes else size_hw or self.size_hw
+        whole = None if usual_hw is None or not painted else torch.empty(len(keys), *usual_hw, 3, dtype=torch.uint8)
+
+        def prepare(row: int) -> tuple[SamplePlan, Any, list[tuple[int, str]]]:
+            plan, pictures, skipped = self.planned(keys[row], size_hw)
+            if not painted:
+                return plan, pictures, skipped
+            frame = np.empty((*plan.size_hw, 3), dtype=np.uint8) if whole is None else whole[row].numpy()
+            render(plan, pictures, frame, self.fill)
+            return plan, frame, skipped
+
+        plans, pixels, skipped = zip(*self._map(prepare, range(len(keys))), strict=True)
+        largest_hw = usual_hw or tuple(max(plan.size_hw[side] for plan in plans) for side in (0, 1))
+        if not painted:
+            frames: Any = self._unpainted(plans, pixels)
+        else:
+            frames = _padded(pixels, largest_hw, self.fill) if whole is None else whole
+        return Batch(
+            frames,
+            largest_hw,
+            torch.cat([plan.boxes for plan in plans]),
+            torch.cat([plan.labels for plan in plans]),
+            [(len(plan.labels), self.dataset.records[plan.index].id) for plan in plans],
+            [each for own in skipped for each in own],
+        )
+
+    def _unpainted(
+        self, plans: Sequence[SamplePlan], pictures: Sequence[dict[int, np.ndarray]]
+    ) -> tuple[PlanTensors, Tensor | None]:
+        if self.on_device:
+            return plan_tensors(plans, [self.pictures.starts] * len(plans)), None
+        starts, parts, end = [], [np.zeros((1, 3), dtype=np.uint8)], 1  # a batch may show no picture at all
+        for of_plan in pictures:
+            own = {}
+            for index, picture in of_plan.items():
+                own[index] = end
+                parts.append(picture.reshape(-1, 3))
+                end += len(parts[-1])
+            starts.append(own)
+        return plan_tensors(plans, starts), torch.from_numpy(np.concatenate(parts))
+
+    def _map(self, function: Callable, items: Sequence) -> Iterator:
+        threads = 1 if get_worker_info() is not None else torch.get_num_threads()
+        if threads == 1 or len(items) == 1:
+            return map(function, items)
+        if threads != self._threads:
+            self._pool, self._threads = ThreadPoolExecutor(threads, thread_name_prefix="pictures"), threads
+        return self._pool.map(function, items)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_pool": None, "_threads": 1}  # a pool of threads belongs to its process
+
     def resized(self, index: int) -> Sample:
         """A picture that fits into the network input, not padded, with its boxes and labels."""
-        target = self.dataset.target(index)
-        x, y = self.images.scales[index]
-        boxes = target["boxes"] * target["boxes"].new_tensor([x, y, x, y])
-        return self.images[index], boxes, target["labels"]
+        picture = torch.from_numpy(np.array(self.pictures[index])).permute(2, 0, 1)
+        return resize(picture, self.planner.fitted_hw[index]), *self.planner.fitted(index)
 
-    def __getitem__(self, key: SampleKey) -> tuple[Tensor, dict]:
+    def step_by_step(self, key: SampleKey) -> tuple[Tensor, dict]:
+        """The same sample made the slow way, one step of `minidet.data.augment` after the other.
+
+        Boxes and labels equal those of `samples[key]`. Pixels differ a little: here they are interpolated up to three
+        times, and tiles of a mosaic blend into one another at their edges.
+
+        Source: chapter 10.
+        """
         index, epoch, strong = key
         a, fill = self.augmentation, self.fill
         rng = np.random.default_rng([self.seed, epoch, index])
@@ -189,7 +299,7 @@ class TrainingSamples(Dataset):
         if strong and rng.random() < a.mosaic_prob:
             others = [self.resized(int(other)) for other in rng.integers(len(self), size=3)]
             sample = random_mosaic([sample, *others], size_hw, a, rng, fill)
-            if len(sample[1]) > 0 and rng.random() < a.mixup_prob:  # so there are partners, too
+            if len(sample[1]) > 0 and rng.random() < a.mixup_prob:
                 partner = self.resized(int(rng.choice(self.with_objects)))
                 sample = random_mixup(sample, partner, a, rng, fill)
         elif strong and rng.random() < a.affine_prob:
@@ -198,26 +308,13 @@ class TrainingSamples(Dataset):
         return image, {"boxes": boxes, "labels": labels, "image_id": self.dataset.records[index].id}
 
 
-def pictures_with_objects(dataset: DetectionData) -> np.ndarray:
-    """Indices of the pictures that have objects, [N] int64; every box is checked on the way.
-
-    Raises:
-        DataError: a box is not finite, or has no area; the text names the picture and the box.
-    """
-    found = []
-    for index in range(len(dataset)):
-        boxes = dataset.target(index)["boxes"]
-        if len(boxes) == 0:
-            continue
-        found.append(index)
-        wrong = ~boxes.isfinite().all(dim=1) | (boxes[:, 2:] <= boxes[:, :2]).any(dim=1)
-        if wrong.any():
-            box = int(wrong.nonzero()[0])
-            raise DataError(
-                f"image id {dataset.records[index].id}: box {box} is {[round(x, 3) for x in boxes[box].tolist()]}, but "
-                "boxes are finite (x1, y1, x2, y2) with x1 < x2 and y1 < y2. Correct it or leave it out."
-            )
-    return np.asarray(found, dtype=np.int64)
+def _padded(frames: Sequence[np.ndarray], size_hw: tuple[int, int], fill: Fill) -> Tensor:
+    """Pictures of several sizes in one tensor [B, *size_hw, 3]."""
+    padded = np.empty((len(frames), *size_hw, 3), dtype=np.uint8)
+    padded[:] = fill_colour(fill)
+    for row, frame in zip(padded, frames, strict=True):
+        row[: frame.shape[0], : frame.shape[1]] = frame
+    return torch.from_numpy(padded)
 
 
 class TrainingOrder:
@@ -327,6 +424,10 @@ class TrainingLoader:
     """Batches for training; made by `training_loader`.
 
     Call `set_epoch`, then iterate: each step gives images [B, 3, H, W] uint8 and a list of B targets.
+
+    Attributes:
+        skipped: pictures that could not be read and were replaced: index in the data set -> how often since the loader
+            was made.
     """
 
     def __init__(
@@ -336,6 +437,9 @@ class TrainingLoader:
         workers: int = 0,
         pin_memory: bool = False,
         skip_empty: bool = False,
+        size_for_step: SizeForStep | None = None,
+        device: torch.device | None = None,
+        log: Callable[[str], None] = tqdm.write,
     ):
         self.samples = samples
         indices = samples.with_objects if skip_empty else np.arange(len(samples))
@@ -345,11 +449,17 @@ class TrainingLoader:
             self.order: TrainingOrder = GroupedOrder(portrait, batch_size, samples.seed, indices)
         else:
             self.order = TrainingOrder(len(indices), batch_size, samples.seed, indices)
+        if size_for_step is not None and samples.own_sizes:
+            raise MinidetError("with resize 'shorter_side' every batch has a size of its own: leave size_for_step out.")
+        self.skipped: dict[int, int] = {}
+        self.log = log
+        self._painter = None if device is None else _Painter(samples, device)
         self._loader = _data_loader(
-            samples,
+            _Batches(samples, painted=device is None),
             workers,
-            batch_sampler=self.order,
-            collate_fn=partial(_pack, fill=samples.fill),
+            sampler=_Steps(self.order, size_for_step),
+            batch_size=None,
+            collate_fn=_as_it_is,
             pin_memory=pin_memory,
         )
 
@@ -369,8 +479,21 @@ class TrainingLoader:
         self.order.epoch, self.order.strong, self.order.start, self.order.stop = epoch, strong, start, stop
 
     def __iter__(self) -> Iterator[tuple[Tensor, list[dict]]]:
-        for batch in _raise_errors(self._loader):
-            yield _unpack(*batch)
+        batches = self._told(_results(self._loader))
+        if self._painter is not None:
+            yield from self._painter.painted(batches)
+        else:
+            for batch in batches:
+                yield batch.frames.permute(0, 3, 1, 2), _targets(batch.boxes, batch.labels, batch.owners)
+
+    def _told(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Count the pictures that were skipped, and name each once."""
+        for batch in batches:
+            for index, reason in batch.skipped:
+                if index not in self.skipped:
+                    self.log(f"Note: another picture takes the place of one that cannot be read. {reason}")
+                self.skipped[index] = self.skipped.get(index, 0) + 1
+            yield batch
 
 
 def training_loader(
@@ -380,12 +503,17 @@ def training_loader(
     batch_size: int,
     seed: int = 0,
     workers: int = 0,
-    cache_bytes: int = 2 * 2**30,
+    cache_bytes: int | None = None,
     pin_memory: bool = False,
     progress: bool = False,
     resize: str = "letterbox",
     fill: Fill = GREY,
     skip_empty: bool = False,
+    cache: Cache = "auto",
+    bad_images: BadImages = "stop",
+    size_for_step: SizeForStep | None = None,
+    device: torch.device | None = None,
+    log: Callable[[str], None] = tqdm.write,
 ) -> TrainingLoader:
     """Batches of augmented pictures, all full, in the same order and with the same bytes whenever the seed is the same.
 
@@ -395,24 +523,90 @@ def training_loader(
         size_hw: height and width of the network input, multiples of 32; with "shorter_side" shorter and longest side.
         batch_size: images a batch.
         seed: changes order and chance.
-        workers: processes that prepare batches; 0 prepares them in this one.
-        cache_bytes: resized pictures stay in memory if they take no more than this.
+        workers: processes that prepare batches; 0 prepares them in this one, with as many threads as torch may use.
+        cache_bytes: room in memory for decoded pictures; None: half of what is free.
         pin_memory: put batches into page-locked memory, for a GPU.
-        progress: show a bar while pictures are read into memory.
+        progress: show a bar while pictures are read into the cache.
         resize: how pictures get their size, see `fit_geometry`. With "shorter_side" landscape and portrait pictures
             come in batches of their own (see `GroupedOrder`), each padded to its own largest sides.
         fill: colour of the padding, one value or red, green and blue.
         skip_empty: leave out pictures without objects.
+        cache: where decoded pictures are kept: "ram", "disk", "none", or "auto" for the first that there is room for.
+        bad_images: "stop" with an error where a picture cannot be read, or "skip" it.
+        size_for_step: multi-scale training: the network input of each step of the run, counted from 0; pictures are
+            painted in that size at once. None: always `size_hw`.
+        device: a GPU that paints and then holds the batches; plans are drawn here. None: batches are painted on the
+            CPU and stay there.
+        log: takes every line of text that is told.
 
     Raises:
         DataError: the data set has no images, or one of them cannot be used (also while iterating, from any worker), or
             a box has no area or is not finite.
-        MinidetError: an argument is not possible.
+        MinidetError: an argument is not possible; while iterating, a worker process was killed.
 
     Source: YOLOX, section 2.1; YOLOF, section 5; chapter 10.
     """
-    samples = TrainingSamples(dataset, augmentation, size_hw, seed, cache_bytes, progress, resize, fill)
-    return TrainingLoader(samples, batch_size, workers, pin_memory, skip_empty)
+    samples = TrainingSamples(
+        dataset, augmentation, size_hw, seed, cache, cache_bytes, progress, resize, fill, bad_images, log
+    )
+    return TrainingLoader(samples, batch_size, workers, pin_memory, skip_empty, size_for_step, device, log)
+
+
+class _Painter:
+    """Paints batches on a GPU, each while the network computes on the one before.
+
+    All pictures are kept there if they fit; otherwise those that a batch needs come with it.
+    """
+
+    def __init__(self, samples: TrainingSamples, device: torch.device):
+        self.device = device
+        self.fill = torch.from_numpy(fill_colour(samples.fill).copy()).to(device)
+        self.pixels: Tensor | None = None
+        if samples.pictures.kept_in != "none" and samples.pictures.bytes <= SHARE_OF_GPU * _free_on(device):
+            self.pixels = samples.pictures.to_device(device)
+            samples.on_device = True
+
+    def painted(self, batches: Iterator[Batch]) -> Iterator[tuple[Tensor, list[dict]]]:
+        if self.device.type != "cuda":
+            for batch in batches:
+                yield self._paint(batch)
+            return
+        training = torch.cuda.current_stream(self.device)
+        own = torch.cuda.Stream(self.device)
+        own.wait_stream(training)
+        waiting = None
+        for batch in batches:
+            with torch.cuda.stream(own):
+                images, targets = self._paint(batch)
+                done = own.record_event()
+            if waiting is not None:
+                yield self._handed_over(*waiting)
+            waiting = images, targets, done
+        if waiting is not None:
+            yield self._handed_over(*waiting)
+
+    def _paint(self, batch: Batch) -> tuple[Tensor, list[dict]]:
+        def sent(tensor: Tensor) -> Tensor:
+            return tensor.to(self.device, non_blocking=True)
+
+        plans, pixels = batch.frames
+        pixels = self.pixels if pixels is None else sent(pixels)
+        images = render_batch(pixels, PlanTensors(*map(sent, plans)), batch.size_hw, self.fill)
+        return images, _targets(sent(batch.boxes), sent(batch.labels), batch.owners)
+
+    def _handed_over(self, images: Tensor, targets: list[dict], done: torch.cuda.Event) -> tuple[Tensor, list[dict]]:
+        """The training stream waits for the painting, and the memory is not used again before it is done with it."""
+        training = torch.cuda.current_stream(self.device)
+        training.wait_event(done)
+        images.record_stream(training)
+        for target in targets:
+            target["boxes"].record_stream(training)
+            target["labels"].record_stream(training)
+        return images, targets
+
+
+def _free_on(device: torch.device) -> float:
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf
 
 
 class EvaluationLoader:
@@ -430,7 +624,7 @@ class EvaluationLoader:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[tuple[list[Tensor], list[dict]]]:
-        return _raise_errors(self._loader)
+        return _results(self._loader)
 
 
 def evaluation_loader(dataset: Dataset, batch_size: int, workers: int = 0) -> EvaluationLoader:
@@ -448,6 +642,30 @@ def evaluation_loader(dataset: Dataset, batch_size: int, workers: int = 0) -> Ev
 
 
 # What passes between processes --------------------------------------------------------------------------------------
+
+
+class _Steps:
+    """What each step needs: the keys of its samples, and its size where that changes."""
+
+    def __init__(self, order: TrainingOrder, size_for_step: SizeForStep | None):
+        self.order, self.size_for_step = order, size_for_step
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[tuple[list[SampleKey], tuple[int, int] | None]]:
+        for step, keys in zip(self.order.numbers(), self.order, strict=True):
+            yield keys, None if self.size_for_step is None else self.size_for_step(step)
+
+
+class _Batches(Dataset):
+    """Whole batches as the items of a data set, so that one process prepares one."""
+
+    def __init__(self, samples: TrainingSamples, painted: bool):
+        self.samples, self.painted = samples, painted
+
+    def __getitem__(self, step: tuple[list[SampleKey], tuple[int, int] | None]) -> Batch:
+        return self.samples.batch(*step, painted=self.painted)
 
 
 class _ErrorsAsValues(Dataset):
@@ -483,39 +701,73 @@ def _start_worker(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process: it saves, then ends its workers
 
 
-def _first_error(samples: Sequence[Any]) -> MinidetError | None:
-    return next((sample for sample in samples if isinstance(sample, MinidetError)), None)
+def _results(loader: DataLoader) -> Iterator[Any]:
+    """What a loader gives; an error among it is raised, and so is the death of one of its processes.
+
+    Raises:
+        MinidetError: from a worker, or because one was killed.
+    """
+    with _without_alarm():
+        results = iter(loader)
+    while True:
+        try:
+            result = next(results)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            dead = [process for process in getattr(results, "_workers", []) if not process.is_alive()]
+            if not dead and not re.match("DataLoader worker", str(error)):
+                raise
+            loader._iterator = None  # the next iteration starts new processes
+            raise MinidetError(_obituary(dead)) from error
+        if isinstance(result, MinidetError):
+            raise result
+        yield result
 
 
-def _raise_errors(loader: DataLoader) -> Iterator[Any]:
-    for batch in loader:
-        if isinstance(batch, MinidetError):
-            raise batch
-        yield batch
+def _obituary(dead: Sequence[multiprocessing.process.BaseProcess]) -> str:
+    def fate(code: int | None) -> str:
+        if code is not None and code < 0:
+            with contextlib.suppress(ValueError):
+                return f"killed by {signal.Signals(-code).name}"
+        return f"ended with code {code}"
+
+    who = ", ".join(f"process {process.pid}, {fate(process.exitcode)}" for process in dead)
+    return (
+        f"a worker that prepares pictures is gone ({who or 'without a trace'}). Most often the system ends it for want "
+        "of memory: take fewer workers (--workers), smaller batches, or --cache disk."
+    )
+
+
+@contextlib.contextmanager
+def _without_alarm() -> Iterator[None]:
+    """Keep torch from raising an error wherever the main thread happens to be when a worker dies.
+
+    Without its signal handler the loader finds out at the next batch, which is where the error belongs: outside of a
+    step that is half done.
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
+        yield
+        return
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        if before is not None:  # None: another language's, which cannot be put back
+            signal.signal(signal.SIGCHLD, before)
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
 
 
 def _columns(samples: Sequence[Any]) -> Any:
     """[(image, target), ...] -> (images, targets)."""
-    return _first_error(samples) or tuple(map(list, zip(*samples, strict=True)))
+    error = next((sample for sample in samples if isinstance(sample, MinidetError)), None)
+    return error or tuple(map(list, zip(*samples, strict=True)))
 
 
-def _pack(samples: Sequence[Any], fill: Fill = GREY) -> Any:
-    """Pad images to the largest sides of the batch, and put all its boxes into one tensor.
-
-    Each tensor that crosses a process border costs a file descriptor.
-    """
-    error = _first_error(samples)
-    if error is not None:
-        return error
-    images, targets = zip(*samples, strict=True)
-    largest_hw = max(image.shape[1] for image in images), max(image.shape[2] for image in images)
-    images = [pad(image, largest_hw, fill) for image in images]
-    boxes = torch.cat([target["boxes"] for target in targets])
-    labels = torch.cat([target["labels"] for target in targets])
-    return torch.stack(images), boxes, labels, [(len(target["labels"]), target["image_id"]) for target in targets]
-
-
-def _unpack(images: Tensor, boxes: Tensor, labels: Tensor, owners: list[tuple[int, int]]) -> tuple[Tensor, list[dict]]:
+def _targets(boxes: Tensor, labels: Tensor, owners: list[tuple[int, int]]) -> list[dict]:
     counts = [count for count, _ in owners]
     rows = zip(boxes.split(counts), labels.split(counts), owners, strict=True)
-    return images, [{"boxes": own, "labels": classes, "image_id": owner[1]} for own, classes, owner in rows]
+    return [{"boxes": own, "labels": classes, "image_id": owner[1]} for own, classes, owner in rows]

@@ -14,6 +14,7 @@ from minidet.data.augment import (
     Augmentation,
     affine_matrix,
     cut_boxes,
+    draw_hsv,
     finish,
     flip_horizontal,
     hsv_jitter,
@@ -25,7 +26,6 @@ from minidet.data.augment import (
     mosaic_tile,
     pad,
     random_affine,
-    random_hsv,
     random_mixup,
     random_mosaic,
     random_size,
@@ -221,6 +221,14 @@ def test_colour_jitter_goes_round_the_hue_circle_and_stops_at_the_ends():
     assert rows(hsv_jitter(colours(grey, white), 40, -30, 30)) == [[130, 130, 130], [255, 255, 255]]
     assert rows(hsv_jitter(colours(grey, red), 0, 0, -120)) == [[0, 0, 0], [135, 0, 0]]
     assert rows(hsv_jitter(colours(red), 0, -255, 0)) == [[255, 255, 255]]
+
+
+def test_a_batch_of_pictures_changes_colour_as_each_of_them_alone():
+    batch = torch.stack([noise(8, 12, seed) for seed in range(3)])
+    steps = torch.tensor([[5, -20, 30], [-3, 0, 0], [0, 9, -30]])
+    jittered = hsv_jitter(batch, *(steps[:, i].view(3, 1, 1) for i in range(3)))
+    for image, own, expected in zip(batch, steps.tolist(), jittered, strict=True):
+        assert torch.equal(hsv_jitter(image, *own), expected)
 
 
 # Affine map ---------------------------------------------------------------------------------------------------------
@@ -461,13 +469,14 @@ def test_random_affine_stays_within_its_ranges_and_reaches_them():
         assert abs(drawn.mean() - (low + high) / 2) < 4 * span / math.sqrt(12 * 300)
 
 
-def test_random_hsv_shifts_each_part_half_of_the_time_by_up_to_its_gain():
+def test_drawn_colours_shift_each_part_half_of_the_time_by_up_to_its_gain():
     start = np.array([90, 128, 128])
     image = hsv_to_rgb(torch.from_numpy(start)[:, None, None])
     seen = rgb_to_hsv(image)[:, 0, 0].numpy()
     shifts = []
     for seed in range(600):
-        shifted = random_hsv(image, Augmentation(hsv_gains=(20, 60, 60)), np.random.default_rng(seed))
+        steps = draw_hsv(Augmentation(hsv_gains=(20, 60, 60)), np.random.default_rng(seed))
+        shifted = hsv_jitter(image, *steps)
         shifts.append(rgb_to_hsv(shifted)[:, 0, 0].numpy() - seen)
     shifts = np.abs(np.array(shifts))
     assert (shifts.max(axis=0) <= [21, 62, 60]).all()  # hue and saturation are read back with rounding

@@ -43,7 +43,7 @@ def read(path: Path) -> np.ndarray:
     image = read_image(path)
     assert image.dtype == torch.uint8
     assert image.shape[0] == 3
-    assert image.is_contiguous()
+    assert image.permute(1, 2, 0).is_contiguous()  # as it is decoded, shown and convolved
     return image.permute(1, 2, 0).numpy()
 
 

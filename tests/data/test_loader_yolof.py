@@ -20,6 +20,11 @@ MEAN = (123.675, 116.28, 103.53)
 SIZES = (64, 96)  # shorter and longest side
 
 
+def nearly_equal(image: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Equal but for rounding, which OpenCV and torch do differently when they resize."""
+    return image.shape == expected.shape and (image.int() - expected.int()).abs().max() <= 1
+
+
 def batches_of(data, epochs=(0,), **options) -> list:
     loader = training_loader(data, **({"augmentation": STILL, "size_hw": SIZES, "batch_size": 4} | options))
     found = []
@@ -32,27 +37,27 @@ def batches_of(data, epochs=(0,), **options) -> list:
 # One sample -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cache_bytes", [0, 10**6])
-def test_with_the_shorter_side_a_picture_keeps_its_shape_and_is_not_padded(cache_bytes):
+@pytest.mark.parametrize("cache", ["none", "ram"])
+def test_with_the_shorter_side_a_picture_keeps_its_shape_and_is_not_padded(cache):
     data = Pictures(4)
-    samples = TrainingSamples(data, STILL, SIZES, cache_bytes=cache_bytes, resize="shorter_side")
+    samples = TrainingSamples(data, STILL, SIZES, cache=cache, resize="shorter_side")
     expected = [(48, 96), (85, 64), (64, 96), (64, 91)]  # of 48 x 96, 80 x 60, 64 x 96, 33 x 47; by hand
     for index, size_hw in enumerate(expected):
         image, target = samples[SampleKey(index, 0, strong=True)]
         assert image.shape == (3, *size_hw)
-        assert torch.equal(image, resize(data.pixels[index], size_hw))
+        assert nearly_equal(image, resize(data.pixels[index], size_hw))
         record = data.records[index]
         x, y = size_hw[1] / record.width, size_hw[0] / record.height
         assert torch.allclose(target["boxes"], data.targets[index]["boxes"] * torch.tensor([x, y, x, y]))
 
 
-@pytest.mark.parametrize("cache_bytes", [0, 10**6])
-def test_stretched_pictures_fill_the_frame_and_their_boxes_follow(cache_bytes):
+@pytest.mark.parametrize("cache", ["none", "ram"])
+def test_stretched_pictures_fill_the_frame_and_their_boxes_follow(cache):
     data = Pictures(4)
-    samples = TrainingSamples(data, STILL, (64, 64), cache_bytes=cache_bytes, resize="stretch")
+    samples = TrainingSamples(data, STILL, (64, 64), cache=cache, resize="stretch")
     for index, record in enumerate(data.records):
         image, target = samples[SampleKey(index, 0, strong=True)]
-        assert torch.equal(image, resize(data.pixels[index], (64, 64)))
+        assert nearly_equal(image, resize(data.pixels[index], (64, 64)))
         scale = torch.tensor([64 / record.width, 64 / record.height] * 2)
         assert torch.allclose(target["boxes"], data.targets[index]["boxes"] * scale)
 
@@ -108,7 +113,7 @@ def test_a_batch_is_padded_to_its_own_largest_sides_in_the_given_colour():
         heights.add(images.shape[-2])
         for image, target, (height, width) in zip(images, targets, own, strict=True):
             expected = resize(data.pixels[target["image_id"] - 1000], (height, width))
-            assert torch.equal(image[:, :height, :width], expected)
+            assert nearly_equal(image[:, :height, :width], expected)
             for empty in (image[:, height:], image[:, :, width:]):
                 assert (empty == torch.tensor([124, 116, 104], dtype=torch.uint8).view(3, 1, 1)).all()
     assert len(heights) > 1
@@ -145,7 +150,7 @@ def test_any_number_of_workers_gives_the_same_batches_in_every_way_of_resizing()
     for resized in ("shorter_side", "stretch"):
         options = {"resize": resized, "augmentation": FLIP_AND_SHIFT, "size_hw": (64, 96), "epochs": (0, 1)}
         alone = batches_of(Pictures(10), **options)
-        assert same_batches(alone, batches_of(Pictures(10), workers=2, cache_bytes=0, **options))
+        assert same_batches(alone, batches_of(Pictures(10), workers=2, cache="none", **options))
         assert not same_batches(alone, batches_of(Pictures(10), seed=1, **options))
 
 
