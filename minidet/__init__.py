@@ -5,9 +5,9 @@
 >>> predictions = model.eval()(images)  # afterwards
 """
 
-from minidet.detectors import create_model, list_models, load_model, load_official, save_weights
+from minidet.detectors import create_model, list_models, load_model, load_official, optimize, save_weights
 from minidet.errors import MinidetError
 
 __version__ = "0.1.0"
 
-__all__ = ["MinidetError", "create_model", "list_models", "load_model", "load_official", "save_weights"]
+__all__ = ["MinidetError", "create_model", "list_models", "load_model", "load_official", "optimize", "save_weights"]

@@ -94,3 +94,24 @@ def nms(boxes: Tensor, scores: Tensor, labels: Tensor | None, iou_threshold: flo
         kept[members[ops.nms(boxes[members], scores[members], iou_threshold)]] = True
     kept = kept.nonzero().flatten()
     return kept[scores[kept].argsort(descending=True, stable=True)]
+
+
+def nms_in_groups(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
+    """`nms` for many groups at once, such as the classes of all images of a batch; only boxes of one group meet.
+
+    Args:
+        boxes: [N, 4] float xyxy in pixels.
+        scores: [N] float.
+        groups: [N] int64.
+        iou_threshold: a box goes when its IoU with a better one of its group is above this.
+
+    Returns:
+        Indices of the boxes that stay, increasing.
+    """
+    order = scores.argsort(descending=True, stable=True)
+    order = order[groups[order].argsort(stable=True)]  # group by group, in each by decreasing score
+    sizes = groups[order].unique_consecutive(return_counts=True)[1].tolist()
+    parts = zip(order.split(sizes), boxes[order].split(sizes), scores[order].split(sizes), strict=True)
+    # Few groups are large; whoever is alone in its group stays.
+    kept = [rows if len(rows) == 1 else rows[ops.nms(*members, iou_threshold)] for rows, *members in parts]
+    return torch.cat(kept).sort().values if kept else order

@@ -1,4 +1,4 @@
-"""The command line: `minidet models`, `data`, `train`, `ablate`, `eval`, `predict`, `import-official` and `demo`.
+"""The command line: `minidet models`, `data`, `train`, `ablate`, `eval`, `predict`, `bench`, `import-official`, `demo`.
 
 Each command is a dataclass: its fields are the options, the comments behind them the help. Chapter 00 and the README
 use them all.
@@ -22,6 +22,7 @@ import tyro
 from tyro.conf import Positional, arg, subcommand
 
 from minidet.assign import ATSS, Assigner, CentreSampling, MaxIoU, OneToOne, SimOTA, UniformMatching
+from minidet.bench.parts import PARTS, PartName, Setting, bench
 from minidet.data.check import check_dataset, format_faults
 from minidet.data.coco import CocoDataset, load_split
 from minidet.data.fetch import FETCHABLE, fetch
@@ -29,7 +30,7 @@ from minidet.data.images import read_image
 from minidet.data.loader import BadImages
 from minidet.data.picture_store import Cache
 from minidet.data.shapes import ShapesConfig, make_shapes
-from minidet.detectors import ZOO, Detector, create_model, load_model, load_official, save_weights
+from minidet.detectors import ZOO, Detector, create_model, load_model, load_official, optimize, save_weights
 from minidet.detectors.detector import IMAGENET_STD
 from minidet.detectors.imagenet import load_backbone_weights
 from minidet.detectors.weights import transfer_weights
@@ -41,7 +42,7 @@ from minidet.training.ablation import Study, ablate
 from minidet.training.ablation_report import format_table
 from minidet.training.cells import FAMILIES
 from minidet.training.distributed import launched_ranks
-from minidet.training.hardware import choose_device, evaluation_workers
+from minidet.training.hardware import choose_device, choose_precision, evaluation_workers
 from minidet.training.interrupt import EXIT_CODE, StopNow
 from minidet.training.loop import TrainingResult, train
 from minidet.training.recipe import RECIPES, Recipe, is_yolof, recipe_for
@@ -64,9 +65,11 @@ ASSIGNERS: dict[str, Assigner] = {
 AssignerName = Literal[tuple(ASSIGNERS)]  # type: ignore[valid-type]
 FamilyName = Literal[tuple(FAMILIES)]  # type: ignore[valid-type]
 
+MOST_PROCESSES = 1024  # and threads: more break the machine before they help
+
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 # Exit codes. 2 is an error that the user can mend; 130 (Ctrl-C) and 143 (SIGTERM) mean stopped, 128 + the signal.
-DEFECTS_FOUND, INTERRUPTED = 1, EXIT_CODE + signal.SIGINT
+DEFECTS_FOUND, INTERRUPTED, BROKEN_PIPE = 1, EXIT_CODE + signal.SIGINT, 141
 
 
 @dataclass(frozen=True)
@@ -184,7 +187,10 @@ class Train:
 
     def train(self) -> TrainingResult:
         if self.threads is not None:
-            torch.set_num_threads(_positive("threads", self.threads))
+            torch.set_num_threads(_within("threads", self.threads, 1, MOST_PROCESSES))
+        _within("seed", self.seed, 0, 2**63 - 1)
+        if self.workers is not None:
+            _within("workers", self.workers, 0, MOST_PROCESSES)
         train_data = load_split(self.data, self.train_split)
         val_data = load_split(self.data, self.val_split) if self.val_split else None
         torch.manual_seed(self.seed)
@@ -222,6 +228,8 @@ class Train:
             changes["assigner"] = ASSIGNERS[self.assigner]
         if self.backbone_weights is not None and not is_yolof(self.model):
             raise MinidetError(f"--backbone-weights: they are for YOLOF's ResNets, and {self.model} has none")
+        if self.caffe and self.backbone_weights is None:
+            raise MinidetError("--caffe: it says what the file of --backbone-weights is; name that file too")
         if self.backbone_weights is not None and not self.caffe:
             changes |= {"stride_in_1x1": False, "pixel_std": IMAGENET_STD}
         model = create_model(self.model, len(data.class_names), **changes)
@@ -264,7 +272,11 @@ class Ablate:
 
     def run(self) -> int:
         if self.threads is not None:
-            torch.set_num_threads(_positive("threads", self.threads))
+            torch.set_num_threads(_within("threads", self.threads, 1, MOST_PROCESSES))
+        if self.workers is not None:
+            _within("workers", self.workers, 0, MOST_PROCESSES)
+        for seed in self.seeds:
+            _within("seeds", seed, 0, 2**63 - 1)
         ablations = FAMILIES[self.family]
         if not self.model.startswith(self.family):
             raise MinidetError(f"--model {self.model}: the parts of a {self.family} are changed, so name one of those")
@@ -318,6 +330,7 @@ class Eval:
     input_size: tuple[int, int] | None = None  # height and width, instead of the model's own
     batch_size: int = 8  # pictures at a time
     device: str = "auto"  # cpu, cuda, mps
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the network; the short ones are faster, and less exact
 
     def run(self) -> int:
         if self.weights and self.data and not (self.detections or self.annotations):
@@ -334,7 +347,7 @@ class Eval:
     def of_model(self, weights: Path, folder: Path) -> AveragePrecision:
         dataset = load_split(folder, self.split)
         device = choose_device(self.device)
-        model = load_model(weights, device)
+        model = optimize(load_model(weights, device), choose_precision(self.precision, device))
         _set_up(model, self.score_threshold, self.nms_threshold, self.input_size)
         batch_size, workers = _positive("batch-size", self.batch_size), evaluation_workers(device)
         if self.save_detections is None:
@@ -357,12 +370,14 @@ class Predict:
     input_size: tuple[int, int] | None = None  # height and width, instead of the model's own
     pictures: bool = True  # write the pictures, not only the JSON
     device: str = "auto"  # cpu, cuda, mps
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the network; the short ones are faster, and less exact
 
     def run(self) -> int:
         from minidet.draw import describe_detections, draw_detections, save_figure  # matplotlib loads slowly
 
         files = find_images(self.images)
-        model = load_model(self.weights, choose_device(self.device))
+        device = choose_device(self.device)
+        model = optimize(load_model(self.weights, device), choose_precision(self.precision, device))
         _set_up(model, self.score_threshold, self.nms_threshold, self.input_size)
         model.class_agnostic = self.class_agnostic
         names = model.class_names or [f"class {i}" for i in range(model.num_classes)]
@@ -401,6 +416,49 @@ class Predict:
 
 
 @dataclass(frozen=True)
+class Bench:
+    """Measure how fast a detector is on this machine: network, post-processing, assignment, training step, loader.
+
+    Prints a table with the hardware. Nothing else should run meanwhile.
+    """
+
+    model: Positional[ModelName] = "yolox-s"  # which detector
+    parts: tuple[PartName, ...] = PARTS  # what to measure
+    input_size: tuple[int, int] | None = None  # height and width of the network input, instead of the model's own
+    batch_size: int = 1  # images at a time
+    objects: int = 20  # ground truths an image
+    compile: bool = True  # also measure torch.compile, which takes a minute or so before
+    seconds: float = 3.0  # about so long each row is measured
+    data: Path | None = None  # folder in COCO format for the loader; by default pictures of 480 x 640 are drawn
+    split: str = "train"  # of that folder
+    workers: int = 0  # processes of the loader; 0 for this one
+    device: str = "auto"  # cpu, cuda, mps
+    threads: int | None = None  # CPU threads; by default as many as torch chooses
+    out: Path | None = None  # also write the figures as JSON
+
+    def run(self) -> int:
+        if self.threads is not None:
+            torch.set_num_threads(_positive("threads", self.threads))
+        setting = Setting(
+            self.model,
+            self.input_size,
+            self.batch_size,
+            self.objects,
+            self.device,
+            self.compile,
+            self.seconds,
+            self.workers,
+            self.data,
+            self.split,
+        )
+        report = bench(setting, self.parts, log=lambda line: print(line, file=sys.stderr))
+        print(report.table())
+        if self.out is not None:
+            write_json(self.out, report.to_dict(), indent=2)
+        return 0
+
+
+@dataclass(frozen=True)
 class ImportOfficial:
     """Turn a published YOLOX or YOLOF checkpoint (.pth, .pkl) into weights of minidet (.safetensors).
 
@@ -415,6 +473,8 @@ class ImportOfficial:
     class_names: tuple[str, ...] = ()  # names of the classes; for 80 classes COCO's, by default
 
     def run(self) -> int:
+        if self.checkpoint.is_dir():
+            raise MinidetError(f"{self.checkpoint}: is a folder; name the checkpoint file in it")
         out = self.out or self.checkpoint.with_suffix(".safetensors")
         if out.resolve() == self.checkpoint.resolve():
             raise MinidetError(f"{out} would replace the checkpoint that it is made from; give another path with --out")
@@ -488,6 +548,7 @@ Command = (
     | Annotated[Ablate, subcommand("ablate")]
     | Annotated[Eval, subcommand("eval")]
     | Annotated[Predict, subcommand("predict")]
+    | Annotated[Bench, subcommand("bench")]
     | Annotated[ImportOfficial, subcommand("import-official")]
     | Annotated[Demo, subcommand("demo")]
 )
@@ -495,20 +556,29 @@ Command = (
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; errors that a user can mend are one clear text and exit code 2."""
-    command = tyro.cli(
-        Command,
-        prog="minidet",
-        description="YOLOF and YOLOX object detectors, small enough to read: train, judge and use them.",
-        args=arguments,
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
     try:
+        command = tyro.cli(
+            Command,
+            prog="minidet",
+            description="YOLOF and YOLOX object detectors, small enough to read: train, judge and use them.",
+            args=arguments,
+            config=(tyro.conf.OmitArgPrefixes,),
+        )
         with contextlib.ExitStack() as silence:
             if launched_ranks().rank > 0:  # of several processes, the first one speaks for all
                 silence.enter_context(contextlib.redirect_stdout(silence.enter_context(open(os.devnull, "w"))))
             return command.run()
     except MinidetError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # as in `minidet models | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
+        return BROKEN_PIPE
+    except OSError as error:  # of the many calls that ask about a path
+        print(
+            f"error: {error.filename or 'the system'}: {error.strerror or error}. Check the path and its rights.",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt as stop:
         print("\nstopped", file=sys.stderr)
@@ -598,4 +668,10 @@ def _set_up(
 def _positive(name: str, value: int) -> int:
     if value < 1:
         raise MinidetError(f"--{name} is {value}; it is at least 1")
+    return value
+
+
+def _within(name: str, value: int, lowest: int, highest: int) -> int:
+    if not lowest <= value <= highest:
+        raise MinidetError(f"--{name} is {value}; it lies between {lowest} and {highest}")
     return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import tempfile
@@ -31,10 +32,12 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
         MinidetError: the folder cannot be written or the disk is full. Whatever stood at `path` before is untouched.
     """
     path = Path(path)
+    if "\0" in str(path):
+        raise MinidetError(f"{str(path)!r}: no file can have this name. Choose another one.")
     temporary: str | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.", suffix=".part")
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
@@ -42,15 +45,46 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
         os.chmod(temporary, 0o666 & ~UMASK)  # mkstemp makes the file private; a result is an ordinary file
         os.replace(temporary, path)
         temporary = None
+        _flush_folder(path.parent)
     except OSError as error:
         raise MinidetError(
-            f"{path}: cannot be written ({error.strerror or error}). Free some disk space or choose another folder; "
-            "a file that stood there before is unchanged."
+            f"{path}: cannot be written ({error.strerror or error}). {_remedy(error)}; a file that stood there before "
+            "is unchanged."
         ) from error
     finally:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+
+
+REMEDIES = {
+    errno.ENOSPC: "The disk is full: free some space or choose a folder on another disk",
+    errno.EDQUOT: "Your share of the disk is used up: free some space or choose a folder on another disk",
+    errno.EFBIG: "Disk or limits (ulimit -f) allow no file so large: free some disk space or choose another folder",
+    errno.EROFS: "The disk is mounted for reading only: choose a folder on another disk",
+    errno.EACCES: "You may not write there: choose another folder, or change its rights",
+    errno.EPERM: "You may not write there: choose another folder, or change its rights",
+    errno.ENAMETOOLONG: "Choose a shorter name",
+    errno.ENOTDIR: "A part of the path is a file: choose another folder",
+    errno.EEXIST: "A part of the path is a file: choose another folder",
+    errno.EISDIR: "There is a folder of this name: choose another name",
+}
+
+
+def _remedy(error: OSError) -> str:
+    return REMEDIES.get(error.errno, "Check the path, its rights and the disk, or choose another folder")
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make the new name survive a power cut too; a file system that cannot do it keeps the file all the same."""
+    if os.name == "nt":  # Windows opens no folder
+        return
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def write_json(path: str | Path, value: Any, indent: int | None = None) -> None:

@@ -29,13 +29,14 @@ NOTEBOOKS = sorted((ROOT / "chapters").glob("*.ipynb")) + sorted((ROOT / "chapte
 # The order of design: a part imports from the rows above its own, never from its own row or below.
 LAYERS = [
     ["errors"],
-    ["files"],
+    ["files", "settings"],
     ["boxes", "layers"],
     ["grid", "losses", "data"],
     ["assign"],
     ["detectors", "draw"],
     ["evaluation", "explore", "export"],
     ["training", "exercises"],
+    ["bench"],
     ["__init__"],  # the public names; no part takes its tools from here
     ["cli"],
     ["__main__"],

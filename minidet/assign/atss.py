@@ -18,6 +18,7 @@ from minidet.assign.base import Assignment, DensePredictions, Targets, assign_by
 from minidet.boxes import iou
 from minidet.errors import MinidetError
 from minidet.grid import Grid
+from minidet.settings import check_settings
 
 INSIDE_MARGIN = 0.01  # pixels that an anchor's centre is inside its object, as in the published code
 
@@ -35,6 +36,7 @@ class ATSS:
     candidates: int = 9
 
     def __post_init__(self) -> None:
+        check_settings(self, "ATSS")
         if self.candidates < 1:
             raise MinidetError(f"ATSS: candidates is {self.candidates}; an object looks at 1 anchor a level at least")
 

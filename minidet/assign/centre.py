@@ -19,6 +19,7 @@ from minidet.assign.base import Assignment, DensePredictions, Targets, assign_by
 from minidet.boxes import box_area
 from minidet.errors import MinidetError
 from minidet.grid import Grid
+from minidet.settings import check_settings
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class CentreSampling:
     level_limit: float = 8.0
 
     def __post_init__(self) -> None:
+        check_settings(self, "CentreSampling")
         if self.radius is not None and not self.radius >= 0.5:
             raise MinidetError(f"CentreSampling: radius is {self.radius}; it is at least 0.5, or None for one cell")
         if not self.level_limit > 0:

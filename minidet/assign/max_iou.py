@@ -26,6 +26,7 @@ from minidet.assign.base import (
 from minidet.boxes import pairwise_iou
 from minidet.errors import MinidetError
 from minidet.grid import Grid
+from minidet.settings import check_settings
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class MaxIoU:
     low_quality: bool = True
 
     def __post_init__(self) -> None:
+        check_settings(self, "MaxIoU")
         if not 0 < self.negative_iou <= self.positive_iou <= 1:
             raise MinidetError(
                 f"MaxIoU: negative_iou is {self.negative_iou} and positive_iou {self.positive_iou}; they lie between 0 "

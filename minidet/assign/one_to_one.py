@@ -19,6 +19,7 @@ from minidet.boxes import giou, xyxy_to_cxcywh
 from minidet.errors import MinidetError
 from minidet.grid import Grid
 from minidet.losses import combine_logits
+from minidet.settings import check_settings
 
 FAR = 1e6  # pixels; a box that reaches farther out costs as much as one that ends here, so that areas stay finite
 
@@ -38,6 +39,7 @@ class OneToOne:
     giou_weight: float = 2.0
 
     def __post_init__(self) -> None:
+        check_settings(self, "OneToOne")
         weights = (self.class_weight, self.l1_weight, self.giou_weight)
         if min(weights) < 0 or not any(weights):
             raise MinidetError(f"OneToOne: the three weights are {weights}; none is below 0, and one at least is above")

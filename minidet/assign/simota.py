@@ -30,6 +30,7 @@ from minidet.assign.base import (
 )
 from minidet.boxes import pairwise_iou
 from minidet.grid import Grid
+from minidet.settings import check_settings
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,10 @@ class SimOTA:
     outside_penalty: float = 1e6
     iou_weight: float = 3.0
     max_k: int = 10
+
+    def __post_init__(self) -> None:
+        ranges = {"radius": (0, 1e6), "outside_penalty": (0, 1e30), "iou_weight": (0, 1e6), "max_k": (1, 10_000)}
+        check_settings(self, "SimOTA", ranges)
 
     @classmethod
     def published(cls) -> SimOTA:

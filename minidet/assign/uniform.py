@@ -30,6 +30,7 @@ from minidet.assign.base import (
 from minidet.boxes import iou, pairwise_iou, xyxy_to_cxcywh
 from minidet.errors import MinidetError
 from minidet.grid import Grid
+from minidet.settings import check_settings
 
 FAR = 1e12  # distance of a slot whose prediction is not finite: beyond all others, but a number
 
@@ -52,6 +53,7 @@ class UniformMatching:
     sources: tuple[str, ...] = ("predictions", "anchors")
 
     def __post_init__(self) -> None:
+        check_settings(self, "UniformMatching")
         if self.k < 1:
             raise MinidetError(f"UniformMatching: k is {self.k}; an object takes at least 1 slot")
         if not (0 < self.max_background_iou <= 1 and 0 <= self.min_anchor_iou <= 1):

@@ -13,6 +13,7 @@ import os
 import shutil
 import stat
 import tarfile
+import unicodedata
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ def unpack(
 
     Raises:
         FetchError: the archive is no archive, damaged, broken off, encrypted, too large, or holds a link, a device, a
-            name that leads out of the folder or the same name twice. Nothing is left behind.
+            name that leads out of the folder or the same name twice (in whatever case). Nothing is left behind.
     """
     archive, folder = Path(archive), Path(folder)
     if folder.is_dir() and not any(folder.iterdir()):
@@ -98,7 +99,7 @@ class _Member:
 
 
 def _unpack_members(archive: Path, folder: Path, max_bytes: int, max_files: int, progress: bool) -> None:
-    total = 0
+    total, seen = 0, set()
     with (
         _members(archive) as members,
         tqdm(desc=f"unpacking {archive.name}", unit=" files", disable=not progress) as bar,
@@ -114,6 +115,10 @@ def _unpack_members(archive: Path, folder: Path, max_bytes: int, max_files: int,
             if member.is_folder:
                 target.mkdir(parents=True, exist_ok=True)
                 continue
+            spelled = unicodedata.normalize("NFC", target.relative_to(folder).as_posix()).casefold()
+            if spelled in seen:  # Windows and macOS take A and a for one name
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+            seen.add(spelled)
             target.parent.mkdir(parents=True, exist_ok=True)
             with member.open() as source, target.open("xb") as file:
                 shutil.copyfileobj(source, file, CHUNK)  # to the end: there the zip's checksum is compared

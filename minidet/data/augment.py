@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from minidet.boxes import box_area
 from minidet.errors import MinidetError
 
+LARGEST = 1e9  # of any number of an augmentation; what lies above is a slip of the pen
 GREY = 114  # what YOLOX fills empty space with
 
 RESIZES = ("letterbox", "shorter_side", "stretch")  # the ways of `fit_geometry`
@@ -574,7 +575,7 @@ class Augmentation:
             value = getattr(self, field.name)
             numbers = value if isinstance(value, (tuple, list)) else (value,)
             wanted = len(field.default) if isinstance(field.default, tuple) else 1
-            if len(numbers) != wanted or not all(isinstance(n, (int, float)) and math.isfinite(n) for n in numbers):
+            if len(numbers) != wanted or not all(type(n) in (int, float) and abs(n) <= LARGEST for n in numbers):
                 kind = "a number" if wanted == 1 else f"{wanted} numbers"
                 raise MinidetError(f"augmentation: {field.name} is {value!r}, but it must be {kind}.")
             if field.name.endswith(("_prob", "_visible")) and not 0 <= value <= 1:

@@ -6,6 +6,7 @@ without objects stays in. A value that cannot be meant is an error at loading, b
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -160,10 +161,10 @@ def find_split(folder: str | Path, split: str) -> tuple[Path, Path]:
     """
     folder = Path(folder)
     candidates = [folder / "annotations" / f"instances_{name}.json" for name in (split, f"{split}2017")]
-    annotations = next((path for path in candidates if path.is_file()), None)
+    annotations = next((path for path in candidates if os.path.isfile(path)), None)  # also for names of any length
     if annotations is None:
         there_are = ", ".join(split_names(folder)) or (
-            "none" if folder.is_dir() else "none, nor is there such a folder"
+            "none" if os.path.isdir(folder) else "none, nor is there such a folder"
         )
         raise DataError(
             f"{folder}: there is no split {split!r}. Looked for {' and '.join(str(path) for path in candidates)}. "
@@ -175,7 +176,10 @@ def find_split(folder: str | Path, split: str) -> tuple[Path, Path]:
 
 def split_names(folder: str | Path) -> list[str]:
     """The splits that a data set has, "train" and "val" first."""
-    names = [path.stem.removeprefix("instances_") for path in Path(folder).glob("annotations/instances_*.json")]
+    try:
+        names = [path.stem.removeprefix("instances_") for path in Path(folder).glob("annotations/instances_*.json")]
+    except OSError:  # a name that is too long, a folder that may not be listed
+        return []
     return sorted(names, key=lambda name: (not name.startswith("train"), not name.startswith("val"), name))
 
 

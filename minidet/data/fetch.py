@@ -110,6 +110,8 @@ def fetch(
     if card is None:
         raise FetchError(f"{name!r} is no data set that can be fetched. There are: {', '.join(FETCHABLE)}.")
     folder = Path(folder)
+    if "\0" in str(folder):
+        raise FetchError(f"{str(folder)!r}: no folder can have this name. Choose another one.")
     if _is_finished(card, folder):
         shutil.rmtree(folder / WORK, ignore_errors=True)
         log(f"{folder}: {name} is there already; nothing to do")
@@ -164,7 +166,7 @@ def content_digest(splits: dict[str, Split]) -> str:
 
 
 def _is_finished(card: DataCard, folder: Path) -> bool:
-    if not (folder / MARKER).is_file():
+    if not os.path.isfile(folder / MARKER):
         return False
     held = read_json(folder / MARKER)
     held = held.get("name") if isinstance(held, dict) else None

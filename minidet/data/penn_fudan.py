@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from minidet.data.images import FORMATS
 from minidet.errors import DataError
 
 VAL_SHARE = (50, 170)  # val pictures, all pictures
@@ -77,7 +78,7 @@ def penn_fudan_to_coco(folder: str | Path) -> dict[str, dict[str, Any]]:
 def _read_mask(path: Path, image_path: Path) -> np.ndarray:
     """[H, W] uint8, the instance that each pixel belongs to."""
     try:
-        with Image.open(image_path) as image, Image.open(path) as mask:
+        with Image.open(image_path, formats=FORMATS) as image, Image.open(path, formats=FORMATS) as mask:
             if mask.mode not in ("L", "P"):
                 raise DataError(f"{path}: is a picture of mode {mask.mode}; a mask has one channel of 8 bits.")
             if mask.size != image.size:

@@ -58,6 +58,8 @@ class ShapesConfig:
                 raise DataError(f"ShapesConfig.{name} is {value!r}; it needs a whole number, 0 or more.")
         if min(self.image_hw) < 64:
             raise DataError(f"ShapesConfig.image_hw is {self.image_hw}; height and width need at least 64 pixels each.")
+        if max(self.image_hw) > 8192:
+            raise DataError(f"ShapesConfig.image_hw is {self.image_hw}; a side has 8,192 pixels at most.")
         low, high = self.objects
         if not 0 <= low <= high <= 100:
             raise DataError(f"ShapesConfig.objects is {self.objects}; it needs 0 <= fewest <= most <= 100.")

@@ -3,6 +3,7 @@
 from minidet.detectors.detector import Detector
 from minidet.detectors.imagenet import load_backbone_weights
 from minidet.detectors.official import load_official
+from minidet.detectors.optimize import optimize
 from minidet.detectors.weights import load_model, save_weights
 from minidet.detectors.yolof import YOLOF, YOLOFConfig
 from minidet.detectors.yolox import YOLOX, YOLOXConfig
@@ -22,5 +23,6 @@ __all__ = [
     "load_model",
     "load_official",
     "model_card",
+    "optimize",
     "save_weights",
 ]

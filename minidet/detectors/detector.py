@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from minidet.assign import Assignment, DensePredictions, GroundTruth, Targets, pad_targets
-from minidet.boxes import clip_boxes
 from minidet.data.augment import GREY, RESIZES, fit_geometry
 from minidet.data.augment import resize as resize_image
+from minidet.detectors.detections import Detections
 from minidet.errors import MinidetError
 
 Images = Sequence[Tensor] | Tensor
@@ -27,6 +27,9 @@ Prediction = dict[str, Tensor]
 
 
 IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # RGB, of 255
+
+
+LARGEST_INPUT = 16_384  # pixels a side; a network input beyond it fits into no memory
 
 
 class Detector(nn.Module):
@@ -43,6 +46,7 @@ class Detector(nn.Module):
         size_divisor: the sides of a network input are multiples of this.
         use_l1: adds the L1 term to the losses; YOLOX's recipe turns it on for the last epochs.
         last_assignment: who learned what in the latest training step.
+        optimized: made by `minidet.optimize`; it predicts only.
     """
 
     resize: str = "letterbox"
@@ -62,8 +66,10 @@ class Detector(nn.Module):
         self.max_detections = config.max_detections
         self.use_l1 = False
         self.last_assignment: Assignment | None = None
+        self.optimized = False
         self._learn = type(self).learn  # or, after `compile`, the same translated
         self._gt_multiple = 1
+        self._dense = type(self).dense_of  # likewise, after `minidet.optimize`
 
     # What a subclass fills in; `x` is [B, 3, H, W] float32, RGB, 0 to 255.
 
@@ -79,7 +85,7 @@ class Detector(nn.Module):
     def losses_of(self, predictions: DensePredictions, assignment: Assignment, targets: Targets) -> dict[str, Tensor]:
         raise NotImplementedError
 
-    def select(self, boxes: Tensor, class_scores: Tensor) -> Prediction:
+    def select(self, predictions: DensePredictions) -> Detections:
         raise NotImplementedError
 
     # What a user calls.
@@ -109,15 +115,19 @@ class Detector(nn.Module):
             return losses
 
         x, scales = self.network_input(images)
-        predictions = self.dense_of(x)
-        scores = predictions.class_scores()
-        results = []
-        for image, boxes, image_scores, scale in zip(images, predictions.boxes, scores, scales, strict=True):
-            found = self.select(boxes, image_scores)
-            found["boxes"] = clip_boxes(found["boxes"] / _scale_of_boxes(boxes, scale), tuple(image.shape[-2:]))
-            inside = (found["boxes"][:, 2:] > found["boxes"][:, :2]).all(dim=1)  # not wholly outside the picture
-            results.append({key: value[inside] for key, value in found.items()})
-        return results
+        found = self.select(self._dense(self, x))
+        found = found.in_pictures([tuple(image.shape[-2:]) for image in images], scales)
+        return found.per_image(len(images))
+
+    def train(self, mode: bool = True) -> Detector:
+        """Training mode, or with False evaluation mode.
+
+        Raises:
+            MinidetError: the model comes from `minidet.optimize`.
+        """
+        if mode and self.optimized:
+            raise MinidetError(f"{self.name}: an optimized model only predicts; train the one that it was made from")
+        return super().train(mode)
 
     def features(self, images: Images) -> dict[str, Tensor]:
         """The feature maps of every stage of backbone and neck, by name, each [B, channels, rows, columns]."""
@@ -125,7 +135,7 @@ class Detector(nn.Module):
 
     def dense(self, images: Images) -> DensePredictions:
         """What the model says at every slot, in pixels of the network input, before any is thrown away."""
-        return self.dense_of(self.network_input(images)[0])
+        return self._dense(self, self.network_input(images)[0])
 
     def assign(self, images: Images, targets: Sequence[Target], trace: bool = True) -> Assignment:
         """Which slot would learn which object from these images, with everything that led to it."""
@@ -163,6 +173,10 @@ class Detector(nn.Module):
         if len(input_hw) != 2 or any(side < 1 or side % divisor for side in input_hw):
             raise MinidetError(
                 f"{self.name}: input_hw is (height, width), multiples of {divisor}, not {tuple(input_hw)}"
+            )
+        if max(input_hw) > LARGEST_INPUT:
+            raise MinidetError(
+                f"{self.name}: input_hw is {tuple(input_hw)}; a side has {LARGEST_INPUT:,} pixels at most"
             )
         self.input_hw: tuple[int, int] = (int(input_hw[0]), int(input_hw[1]))
 
@@ -251,10 +265,6 @@ def _check_picture(image: Tensor, index: int) -> None:
 
 def _to_255(images: Tensor) -> Tensor:
     return images * 255.0 if images.is_floating_point() else images.float()
-
-
-def _scale_of_boxes(boxes: Tensor, scale_xy: tuple[float, float]) -> Tensor:
-    return boxes.new_tensor([*scale_xy, *scale_xy])
 
 
 def _full_precision(x: Tensor) -> torch.autocast:

@@ -5,6 +5,7 @@ Source: YOLOF, section 5; torchvision's model weights; chapter 04.
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from minidet.detectors.detector import IMAGENET_MEAN, IMAGENET_STD
-from minidet.detectors.tensor_files import read_tensor_file, state_dict_in
+from minidet.detectors.tensor_files import read_tensor_file, reason_of, state_dict_in
 from minidet.detectors.weights import misfits
 from minidet.errors import WeightsError
 from minidet.layers.resnet import ResNet
@@ -102,11 +103,13 @@ def _check_pixels(model: nn.Module, caffe: bool) -> None:
 def _download(name: str) -> dict[str, Tensor]:
     weights = models.get_weight(TORCHVISION_WEIGHTS[name])
     try:
-        return dict(weights.get_state_dict(progress=False, check_hash=True))
-    except (OSError, RuntimeError) as error:  # no network, or a file that is not what its name says
+        # The hash is compared after a download, not for what lies in the cache: that must not run anything either.
+        return dict(weights.get_state_dict(progress=False, check_hash=True, weights_only=True))
+    except (OSError, RuntimeError, ValueError, EOFError, LookupError, pickle.UnpicklingError) as error:
+        # no network, or a file that is not what its name says
         raise WeightsError(
-            f"{name}: torchvision could not download {weights.url} ({error}). Download the file elsewhere and give its "
-            "path in place of 'imagenet'."
+            f"{name}: torchvision could not download {weights.url} ({reason_of(error)}). Download the file "
+            "elsewhere and give its path in place of 'imagenet'."
         ) from error
 
 

@@ -59,17 +59,21 @@ def load_official(
     card = model_card(name)  # an unknown name is the first thing to say
     where = str(source) if isinstance(source, str | Path) else "the state_dict"
     checkpoint = read_tensor_file(Path(source)) if isinstance(source, str | Path) else source
-    if isinstance(card.config, YOLOFConfig):
-        if legacy:
-            raise WeightsError(f"{name}: legacy=True is for the first release of YOLOX; YOLOF had only one. Leave it.")
-        official = state_dict_in(checkpoint, where, "a YOLOF checkpoint")
-        state, num_classes, changes = translate_yolof(official, card.config, where)
-    else:
-        official = state_dict_in(checkpoint, where, "a YOLOX checkpoint")
-        state, num_classes, changes = translate_yolox(official, where, legacy)
-
-    if class_names is None and num_classes == len(COCO_CLASSES):
-        class_names = list(COCO_CLASSES)
-    model = create_model(name, num_classes, class_names=class_names, **changes)
+    is_yolof = isinstance(card.config, YOLOFConfig)
+    if is_yolof and legacy:
+        raise WeightsError(f"{name}: legacy=True is for the first release of YOLOX; YOLOF had only one. Leave it.")
+    official = state_dict_in(checkpoint, where, f"a {'YOLOF' if is_yolof else 'YOLOX'} checkpoint")
+    try:
+        if is_yolof:
+            state, num_classes, changes = translate_yolof(official, card.config, where)
+        else:
+            state, num_classes, changes = translate_yolox(official, where, legacy)
+        if class_names is None and num_classes == len(COCO_CLASSES):
+            class_names = list(COCO_CLASSES)
+        model = create_model(name, num_classes, class_names=class_names, **changes)
+    except WeightsError:
+        raise
+    except (ValueError, TypeError, RuntimeError, IndexError) as error:  # tensors of shapes that nobody would give them
+        raise WeightsError(f"{where}: cannot be turned into a {name} ({error}). Is it another variant?") from error
     load_state(model, state, where)
     return model.eval()

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 import pickle
+import re
 import warnings
+import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -42,13 +43,66 @@ def read_tensor_file(path: Path) -> Any:
         return read(path)
     except FileNotFoundError as error:
         raise WeightsError(f"{path}: there is no such file. Check the path.") from error
-    except pickle.UnpicklingError as error:
-        raise WeightsError(
-            f"{path}: holds more than tensors, numbers and text, or is damaged, so it is not opened: a pickle can run "
-            f"any program. Get it from the original place again. (the reader says: {str(error).splitlines()[0]})"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, SafetensorError) as error:
-        raise WeightsError(f"{path}: is not a whole {_KIND[read]} ({error}). Download it again.") from error
+    except Exception as error:  # on damaged bytes the readers fail with a dozen types
+        other = what_it_is(path)
+        if other is not None:
+            raise WeightsError(
+                f"{path}: is {other}, not a {_KIND[read]}. Check the path, and where the file came from."
+            ) from error
+        if isinstance(error, pickle.UnpicklingError):
+            raise WeightsError(
+                f"{path}: holds more than tensors, numbers and text, or is damaged, so it is not opened: a pickle can "
+                f"run any program. Get it from the original place again. (the reader says: {reason_of(error)})"
+            ) from error
+        raise WeightsError(f"{path}: is not a whole {_KIND[read]} ({reason_of(error)}). Download it again.") from error
+
+
+def what_it_is(path: Path) -> str | None:
+    """What a file is that was taken for weights, as far as its first bytes tell; None where they say nothing."""
+    if path.is_dir():
+        return "a folder"
+    try:
+        with path.open("rb") as file:
+            start = file.read(16)
+    except (OSError, ValueError):
+        return None
+    if not start:
+        return "an empty file"
+    if start[8:9] == b"{" and start[6:8] == b"\0\0":  # after the length of the header
+        return None if path.suffix == ".safetensors" else "a safetensors file under another name"
+    if start.startswith(b"PK") and path.suffix in (".safetensors", ".pkl"):
+        return "a zip archive, perhaps a PyTorch checkpoint (.pth)"
+    return next((kind for magic, kind in _MAGIC.items() if start.lower().startswith(magic)), None)
+
+
+_MAGIC = {
+    b"<!doctype": "a web page",
+    b"<html": "a web page",
+    b"<?xml": "an XML file",
+    b"version https://": "a pointer of Git LFS, whose file was not fetched",
+    b"\x89png": "a picture",
+    b"\xff\xd8\xff": "a picture",
+    b"\x1f\x8b": "a gzip archive",
+    b"\x89hdf": "an HDF5 file (Keras, MATLAB)",
+    b"\x93numpy": "an array of numpy (.npy)",
+    b"gguf": "a GGUF file",
+    b"\x7felf": "a program",
+}
+
+
+def reason_of(error: Exception) -> str:
+    """Why a reader gave up, in one line, without its advice to open the file all the same."""
+    text = str(error)
+    if isinstance(error, (KeyError, IndexError)):  # their text is a bare number
+        return "its parts do not fit together"
+    wanted = re.search(r"(?:GLOBAL|global:?)\s+(?:GLOBAL )?([\w.]+\.[\w.]+)", text)
+    if wanted:
+        return f"it wants to use {wanted[1]}"
+    if "weights_only" in text:  # a page on how to go on with it switched off
+        kind = re.search(r"TorchScript|legacy \.tar", text)
+        return f"it is a {kind[0]} archive" if kind else "it is no list of tensors"
+    first = re.split(r"\n|  |(?<=\.) ", text.strip())[0].rstrip(".")
+    return first or type(error).__name__
 
 
 def state_dict_in(checkpoint: Any, where: str, what: str = "a checkpoint") -> dict[str, Tensor]:
@@ -71,13 +125,32 @@ def state_dict_in(checkpoint: Any, where: str, what: str = "a checkpoint") -> di
         raise WeightsError(
             f'{where}: is not {what}: no tensors by name, neither in it nor under its keys "model" and "state_dict".'
         )
+    for key, value in tensors.items():
+        if value.layout != torch.strided or value.device.type == "meta" or value.is_quantized:
+            raise WeightsError(f"{where}: {key} is sparse, quantised or without values; save it as a plain tensor.")
     return tensors
 
 
 def _read_torch(path: Path) -> Any:
+    if path.is_file() and zipfile.is_zipfile(path):
+        check_zip(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what torch says of an odd file, the errors say in plain words
         return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def check_zip(path: Path) -> None:
+    """Compare the checksums of PyTorch's zip file, which `torch.load` does not.
+
+    Raises:
+        ValueError: one is wrong, or members are compressed, as PyTorch never writes them: it may be a bomb.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if sum(info.file_size for info in archive.infolist()) > path.stat().st_size:
+            raise ValueError("its members are compressed, as PyTorch never writes them: it may be a zip bomb")
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"wrong checksum in {damaged}")
 
 
 def _read_safetensors(path: Path) -> Any:
@@ -88,7 +161,7 @@ def _read_numpy_pickle(path: Path) -> Any:
     with path.open("rb") as file:
         try:
             return _with_tensors(_InertUnpickler(file, encoding="latin1").load())  # latin1: files of Python 2
-        except (AttributeError, TypeError, MemoryError, OverflowError, RecursionError) as error:
+        except (AttributeError, TypeError, AssertionError, MemoryError, OverflowError, RecursionError) as error:
             raise pickle.UnpicklingError(f"{type(error).__name__}: {error}") from error
 
 
@@ -158,7 +231,8 @@ for _core in ("numpy.core", "numpy._core"):
     )
 
 
-class _InertUnpickler(pickle.Unpickler):
+# The reader written in Python: that in C makes room for as many remembered objects as five bytes of a file ask for.
+class _InertUnpickler(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _STAND_INS:
             raise pickle.UnpicklingError(f"it wants to use {module}.{name}")

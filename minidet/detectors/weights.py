@@ -17,8 +17,9 @@ from safetensors.torch import save as tensors_to_bytes
 
 from minidet.assign import ATSS, CentreSampling, MaxIoU, OneToOne, SimOTA, UniformMatching
 from minidet.detectors.detector import Detector
+from minidet.detectors.tensor_files import what_it_is
 from minidet.detectors.zoo import create_model, model_card
-from minidet.errors import WeightsError
+from minidet.errors import MinidetError, WeightsError
 from minidet.files import atomic_write
 
 ASSIGNERS = {kind.__name__: kind for kind in (ATSS, CentreSampling, MaxIoU, OneToOne, SimOTA, UniformMatching)}
@@ -34,21 +35,38 @@ def model_description(model: Detector) -> dict[str, Any]:
 
 
 def model_from_description(description: dict[str, Any]) -> Detector:
-    """A fresh model with the settings of `model_description`."""
-    settings = dict(description)
-    name = settings.pop("name")
-    assigner = {key: tuple(value) if isinstance(value, list) else value for key, value in settings["assigner"].items()}
-    settings["assigner"] = ASSIGNERS[assigner.pop("type")](**assigner)
-    tuples = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}  # no lists
-    return create_model(name, **tuples)
+    """A fresh model with the settings of `model_description`.
+
+    Raises:
+        MinidetError: it is not such a description; the text says in what.
+    """
+    assigner = description.get("assigner") if isinstance(description, dict) else None
+    if not isinstance(assigner, dict) or "name" not in description:
+        raise MinidetError('it is no object with "name" and "assigner"')
+    settings = {key: value for key, value in description.items() if key not in ("name", "assigner")}
+    kind, arguments = assigner.get("type"), {key: value for key, value in assigner.items() if key != "type"}
+    if not isinstance(kind, str) or kind not in ASSIGNERS:
+        raise MinidetError(f"there is no assigner {kind!r}; there are {', '.join(ASSIGNERS)}")
+    known = [field.name for field in dataclasses.fields(ASSIGNERS[kind])]
+    if not arguments.keys() <= set(known):
+        raise MinidetError(f"{kind} has no setting {min(arguments.keys() - set(known))!r}; it has {', '.join(known)}")
+    rule = ASSIGNERS[kind](
+        **{key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()}
+    )
+    return create_model(description["name"], assigner=rule, **settings)
 
 
 def save_weights(model: Detector, path: str | Path) -> None:
     """Write a model's weights and description as a safetensors file, atomically.
 
     Raises:
-        MinidetError: the file cannot be written.
+        MinidetError: the file cannot be written, or the model comes from `minidet.optimize`.
     """
+    if model.optimized:
+        raise MinidetError(
+            f"{path}: an optimized {model.name} is not saved: its norms are folded, so nothing could train it again; "
+            "save the model that it was made from"
+        )
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     text = {"format": "minidet", "model": json.dumps(model_description(model))}
     with atomic_write(path) as file:
@@ -68,17 +86,25 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> Detector
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
     except FileNotFoundError as error:
         raise WeightsError(f"{path}: there is no such file. Check the path.") from error
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        found = what_it_is(path) or str(error).partition("deserializing header: ")[2] or error
         raise WeightsError(
-            f"{path}: is not a whole safetensors file ({error}). Weights of minidet end in .safetensors; an official "
+            f"{path}: is not a whole safetensors file ({found}). Weights of minidet end in .safetensors; an official "
             "checkpoint (.pth) is read by `minidet import-official`."
         ) from error
     if text.get("format") != "minidet" or "model" not in text:
         raise WeightsError(f"{path}: holds tensors, but was not written by minidet.save_weights: it names no model.")
     try:
-        model = model_from_description(json.loads(text["model"]))
-    except (ValueError, KeyError, TypeError) as error:
-        raise WeightsError(f"{path}: its description cannot be understood ({error}).") from error
+        description = json.loads(text["model"])
+        with torch.device("meta"):  # first without memory: a description can ask for any size
+            own = model_from_description(description)
+    except (ValueError, RuntimeError, RecursionError) as error:
+        raise WeightsError(
+            f"{path}: its description of the model cannot be understood ({error}). The file was written by a newer "
+            "minidet or changed by hand: update minidet, or save the weights again."
+        ) from error
+    check_state(own, state, str(path))
+    model = model_from_description(description)
     load_state(model, state, str(path))
     return model.to(device).eval()
 
@@ -87,12 +113,23 @@ def load_state(model: Detector, state: dict[str, torch.Tensor], source: str) -> 
     """Copy `state` into `model`; every key must be there and fit.
 
     Raises:
-        WeightsError: names every key that is missing, left over or of another shape.
+        WeightsError: names every key that is missing, left over, of another shape or kind, or not finite.
     """
+    check_state(model, state, source)
+    model.load_state_dict(state)
+
+
+def check_state(model: Detector, state: dict[str, torch.Tensor], source: str) -> None:
+    """What `load_state` checks before it copies; the model may be one without memory (on the device "meta")."""
     problems = misfits(model.state_dict(), state, model.name)
     if problems:
         raise WeightsError(_explain(problems, source, model))
-    model.load_state_dict(state)
+    bad = [key for key, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+    if bad:
+        raise WeightsError(
+            f"{source}: {len(bad)} of the weights hold NaN or infinite numbers ({', '.join(bad[:3])}"
+            f"{', ...' if len(bad) > 3 else ''}), so the model could find nothing. Take an earlier file."
+        )
 
 
 def misfits(own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor], name: str) -> list[str]:
@@ -104,7 +141,19 @@ def misfits(own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor], 
         for key, value in state.items()
         if key in own and own[key].shape != value.shape
     ]
+    problems += [
+        f"{key}: {value.dtype} in the file, {own[key].dtype} in the model"
+        for key, value in state.items()
+        if key in own and _kind_of_number(own[key]) != _kind_of_number(value)
+    ]
     return problems
+
+
+def _kind_of_number(tensor: torch.Tensor) -> str:
+    """Within a kind (float16 and float32) values are converted; between two it would be another network."""
+    if tensor.is_floating_point():
+        return "float"
+    return "complex" if tensor.is_complex() else "integer"
 
 
 def transfer_weights(source: Detector, model: Detector, name: str) -> list[str]:
@@ -124,7 +173,13 @@ def transfer_weights(source: Detector, model: Detector, name: str) -> list[str]:
     own, theirs = model.state_dict(), source.state_dict()
     fitting = {key: value for key, value in theirs.items() if key in own and own[key].shape == value.shape}
     left_out = [key for key in own if key not in fitting]
-    if len(theirs) != len(own) or any("class_predictor" not in key for key in left_out):
+    unfit = len(theirs) != len(own) or any("class_predictor" not in key for key in left_out)
+    if unfit and source.name != model.name:
+        raise WeightsError(
+            f"{name}: holds a {source.name}, but a {model.name} is to be trained. Give weights of the same variant, or "
+            f"train a {source.name}."
+        )
+    if unfit:
         load_state(model, theirs, name)  # says key by key what does not fit
     model.load_state_dict(fitting, strict=False)
     return left_out

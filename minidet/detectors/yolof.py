@@ -19,6 +19,7 @@ from torchvision.ops import sigmoid_focal_loss
 
 from minidet.assign import IGNORED, Assigner, Assignment, DensePredictions, Targets, UniformMatching, pad_targets
 from minidet.boxes import cxcywh_to_xyxy, nms, xyxy_to_cxcywh
+from minidet.detectors.detections import Detections, best_pairs, suppress
 from minidet.detectors.detector import IMAGENET_MEAN, Detector, Prediction
 from minidet.errors import MinidetError
 from minidet.grid import cached_grid
@@ -177,16 +178,10 @@ class YOLOF(Detector):
             "loss_box": box_terms.sum() / positives,
         }
 
-    def select(self, boxes: Tensor, class_scores: Tensor) -> Prediction:
-        return postprocess(
-            boxes,
-            class_scores,
-            self.score_threshold,
-            self.config.candidates,
-            self.nms_threshold,
-            self.class_agnostic,
-            self.max_detections,
-        )
+    def select(self, predictions: DensePredictions) -> Detections:
+        """The detections of a batch: `postprocess` for all images together."""
+        found = best_pairs(predictions, self.score_threshold, self.config.candidates)
+        return suppress(found, self.nms_threshold, self.num_classes, self.class_agnostic, self.max_detections)
 
 
 def slots_first(maps: Tensor, anchors_per_cell: int) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from minidet.assign import IGNORED, Assigner, Assignment, DensePredictions, SimOTA, Targets, pad_targets
 from minidet.boxes import cxcywh_to_xyxy, nms
+from minidet.detectors.detections import Detections, best_class_of_slots, suppress
 from minidet.detectors.detector import MAX_LOG_SIZE, Detector, Prediction
 from minidet.errors import MinidetError
 from minidet.grid import Grid, cached_grid
@@ -121,10 +122,10 @@ class YOLOX(Detector):
             losses["loss_l1"] = mean(off, pairs.exists)
         return losses
 
-    def select(self, boxes: Tensor, class_scores: Tensor) -> Prediction:
-        return postprocess(
-            boxes, class_scores, self.score_threshold, self.nms_threshold, self.class_agnostic, self.max_detections
-        )
+    def select(self, predictions: DensePredictions) -> Detections:
+        """The detections of a batch: `postprocess` for all images together."""
+        found = best_class_of_slots(predictions, self.score_threshold)
+        return suppress(found, self.nms_threshold, self.num_classes, self.class_agnostic, self.max_detections)
 
 
 def decode(raw_boxes: Tensor, grid: Grid) -> Tensor:

@@ -15,6 +15,7 @@ from minidet.detectors.detector import IMAGENET_STD, Detector
 from minidet.detectors.yolof import YOLOF, YOLOFConfig
 from minidet.detectors.yolox import YOLOX, YOLOXConfig
 from minidet.errors import MinidetError
+from minidet.settings import check_settings
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,8 @@ def model_card(name: str) -> ModelCard:
     Raises:
         MinidetError: there is no such variant; the text lists those there are.
     """
-    if name not in ZOO:
-        close = difflib.get_close_matches(name, ZOO, n=1, cutoff=0.5)
+    if not isinstance(name, str) or name not in ZOO:
+        close = difflib.get_close_matches(str(name), ZOO, n=1, cutoff=0.5)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise MinidetError(f"there is no model {name!r}.{hint} The names are {', '.join(ZOO)}.")
     return ZOO[name]
@@ -127,19 +128,43 @@ def create_model(name: str, num_classes: int = 80, **changes: Any) -> Detector:
         raise MinidetError(
             f"{name} has no setting {', '.join(map(repr, unknown))}. Its settings are {', '.join(fields)}."
         )
-    if changes.get("class_names") is not None:
-        changes["class_names"] = tuple(changes["class_names"])
-    if "input_hw" in changes:
-        changes["input_hw"] = tuple(int(side) for side in changes["input_hw"])
+    changes = {key: tuple(value) if isinstance(value, list) else value for key, value in changes.items()}
     config = dataclasses.replace(card.config, num_classes=num_classes, **changes)
     _check(name, config)
+    config = replace(config, input_hw=tuple(int(side) for side in config.input_hw))  # plain numbers, for JSON
     return YOLOX(config, name) if isinstance(config, YOLOXConfig) else YOLOF(config, name)
 
 
 def _check(name: str, config: YOLOXConfig | YOLOFConfig) -> None:
-    if config.num_classes < 1:
-        raise MinidetError(f"{name}: num_classes is at least 1, not {config.num_classes}")
+    check_settings(config, name, _YOLOX_RANGES if isinstance(config, YOLOXConfig) else _YOLOF_RANGES)
+    if dataclasses.is_dataclass(config.assigner):
+        check_settings(config.assigner, f"{name}: {type(config.assigner).__name__}")
     if config.class_names is not None and len(config.class_names) != config.num_classes:
         raise MinidetError(
             f"{name}: {len(config.class_names)} class names for num_classes={config.num_classes}; they must agree"
         )
+
+
+# Lowest and highest. What lies above is a slip of the pen, and would only fill the memory.
+_RANGES = {
+    "num_classes": (1, 100_000),
+    "pixel_std": (1e-6, 1e6),
+    "score_threshold": (0, 1),
+    "nms_threshold": (0, 1),
+    "max_detections": (1, 10_000_000),
+}
+_YOLOX_RANGES = {**_RANGES, "depth": (0, 16), "width": (1 / 32, 16), "box_weight": (0, 1e6)}
+_YOLOF_RANGES = {
+    **_RANGES,
+    "dilations": (1, 1024),
+    "encoder_init_std": (0, 1e3),
+    "width": (1, 16_384),
+    "mid_width": (1, 16_384),
+    "class_convs": (0, 64),
+    "box_convs": (0, 64),
+    "anchor_sizes": (1e-3, 1e6),
+    "center_limit": (0, 1e6),
+    "focal_alpha": (0, 1),
+    "focal_gamma": (0, 100),
+    "candidates": (1, 10_000_000),
+}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import math
 import numbers
 import unicodedata
 from collections import Counter
@@ -25,6 +24,7 @@ from pycocotools.cocoeval import COCOeval
 from minidet.errors import DataError
 from minidet.evaluation.predict import predict_dataset
 from minidet.files import read_json
+from minidet.settings import is_finite
 
 if TYPE_CHECKING:
     from minidet.data.coco import CocoDataset
@@ -284,7 +284,7 @@ def _check_ground_truth(name: str, value: Any) -> tuple[dict, dict, list[dict]]:
         area = entry.get("area")
         if area is None:
             area = bbox[2] * bbox[3]
-        elif not _is_number(area):
+        elif not is_finite(area):
             raise DataError(f"{where}: area {area!r} is not a finite number; leave it out to have width x height.")
         annotations.append(
             {
@@ -318,7 +318,7 @@ def _check_detections(name: str, value: Any, gt_name: str, images: dict, categor
                 "COCO boxes are [x, y, width, height], not two corners."
             )
         score = entry.get("score")
-        if not _is_number(score):
+        if not is_finite(score):
             raise DataError(f"{where}: the score must be a finite number, not {score!r}.")
         rows.append(
             {
@@ -345,13 +345,9 @@ def _check_entry(where: str, entry: dict, images: dict, categories: dict, gt_nam
                 f"({examples or 'none'}). Do both belong to the same data set?"
             )
     bbox = entry.get("bbox")
-    if not isinstance(bbox, (list, tuple)) or len(bbox) != 4 or not all(_is_number(each) for each in bbox):
+    if not isinstance(bbox, (list, tuple)) or len(bbox) != 4 or not all(is_finite(each) for each in bbox):
         raise DataError(f"{where}: bbox must be four finite numbers [x, y, width, height], not {bbox!r}.")
     return [float(each) for each in bbox]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _figure(value: float) -> str:

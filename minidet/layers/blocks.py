@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from minidet.errors import MinidetError
+
 # Set on every batch norm of YOLOX. PyTorch's own defaults are 1e-5 and 0.1; imported weights go wrong with them.
 BATCH_NORM_EPS = 1e-3
 BATCH_NORM_MOMENTUM = 0.03
@@ -28,7 +30,7 @@ def make_activation(name: str) -> nn.Module:
         return nn.ReLU(inplace=True)
     if name == "mish":
         return nn.Mish()
-    raise ValueError(f"activation {name!r} is not known; choose 'silu', 'leaky_relu', 'relu' or 'mish'")
+    raise MinidetError(f"activation {name!r} is not known; choose 'silu', 'leaky_relu', 'relu' or 'mish'")
 
 
 def init_keeping_scale(conv: nn.Conv2d) -> None:
@@ -130,12 +132,14 @@ class SPP(nn.Module):
         super().__init__()
         hidden = c_in // 2
         self.reduce = ConvBlock(c_in, hidden, 1, activation=activation)
-        self.pools = nn.ModuleList(nn.MaxPool2d(k, stride=1, padding=k // 2) for k in (5, 9, 13))
+        self.pool = nn.MaxPool2d(5, stride=1, padding=2)
         self.fuse = ConvBlock(4 * hidden, c_out, 1, activation=activation)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.reduce(x)
-        return self.fuse(torch.cat([x, *(pool(x) for pool in self.pools)], dim=1))
+        over5 = self.pool(x)
+        over9 = self.pool(over5)  # the largest of 5 x 5 neighbours, of which each is the largest of 5 x 5
+        return self.fuse(torch.cat([x, over5, over9, self.pool(over9)], dim=1))
 
 
 def space_to_depth(images: Tensor) -> Tensor:

@@ -93,8 +93,8 @@ class NormedConv(nn.Module):
         Normalised level by level, training would use each level's own mean and spread, but testing one running average
         that fits none of them.
         """
-        if len(levels) == 1:
-            return [self(levels[0])]
+        if len(levels) == 1 or not self.norm.training:
+            return [self(level) for level in levels]
         cells = [self.conv(level).flatten(2) for level in levels]  # [B, C, H * W] each
         joined = self.activation(self.norm(torch.cat(cells, dim=2)[..., None]))[..., 0]
         parts = joined.split([each.shape[2] for each in cells], dim=2)

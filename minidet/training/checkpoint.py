@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minidet.detectors.tensor_files import check_zip, reason_of
 from minidet.errors import WeightsError
 from minidet.files import atomic_write
 
@@ -48,11 +49,9 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # compares the checksum of every member; torch.load does not
-        if damaged is not None:
-            raise WeightsError(f"{path}: is damaged (wrong checksum in {damaged}). Use an older checkpoint.")
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        check_zip(path)  # compares the checksum of every member; torch.load does not
+        with path.open("rb") as file:  # of a path, torch.load looks at the suffix too
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise WeightsError(f"{path}: there is no such checkpoint.") from error
     except zipfile.BadZipFile as error:
@@ -64,8 +63,12 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
             f"{path}: holds more than tensors, numbers and texts, and could run code when opened; it was not opened. "
             "Only use checkpoints that minidet wrote."
         ) from error
-    except (OSError, RuntimeError, EOFError, KeyError) as error:
-        raise WeightsError(f"{path}: cannot be read as a checkpoint ({error}).") from error
+    except ValueError as error:
+        raise WeightsError(f"{path}: is damaged ({error}). Use an older checkpoint.") from error
+    except (OSError, RuntimeError, EOFError, LookupError, TypeError, AttributeError) as error:
+        raise WeightsError(
+            f"{path}: cannot be read as a checkpoint ({reason_of(error)}). Use an older checkpoint."
+        ) from error
     if not isinstance(state, dict):
         raise WeightsError(f"{path}: holds a {type(state).__name__}, but a checkpoint is a dictionary.")
     return state

@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 
+from minidet.detectors.optimize import PRECISIONS
 from minidet.errors import RunError
-
-PRECISIONS: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(wish: str | torch.device = "auto") -> torch.device:

@@ -20,6 +20,7 @@ from torch import nn
 
 from minidet.data.augment import FLIP_AND_SHIFT, Augmentation, random_size
 from minidet.errors import RunError
+from minidet.settings import check_settings
 
 NORMALISATIONS = (
     nn.modules.batchnorm._BatchNorm,
@@ -74,10 +75,7 @@ class Recipe:
     keep_last: int = 2  # checkpoints kept, besides the best one
 
     def __post_init__(self) -> None:
-        for name, lowest in _LOWEST.items():
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value >= lowest):
-                raise RunError(f"recipe: {name} is {value}, but it must be a finite number, {lowest} or more.")
+        check_settings(self, "recipe", _RANGES, RunError)
         for name in ("base_lr", "clip_grad_norm", "backbone_lr_factor", "step_factor"):
             if getattr(self, name) == 0:
                 raise RunError(f"recipe: {name} is 0, so nothing could be learned. Choose a positive number.")
@@ -95,8 +93,6 @@ class Recipe:
                 )
 
     def _check_schedule(self) -> None:
-        if self.schedule not in ("cosine", "steps"):
-            raise RunError(f"recipe: schedule is {self.schedule!r}, but it must be 'cosine' or 'steps'.")
         if self.schedule == "cosine":
             if self.epochs is None:
                 raise RunError("recipe: epochs is None, but a cosine schedule is counted in epochs. Give a number.")
@@ -111,7 +107,7 @@ class Recipe:
             raise RunError(
                 "recipe: iterations is None, but a schedule of steps needs the number that its steps are meant for."
             )
-        if not all(isinstance(step, int) and step > 0 for step in self.steps) or list(self.steps) != sorted(self.steps):
+        if not all(step > 0 for step in self.steps) or list(self.steps) != sorted(self.steps):
             raise RunError(f"recipe: steps is {self.steps}, but it must be whole numbers above 0, the smallest first.")
 
     def is_closing(self, epoch: int) -> bool:
@@ -166,28 +162,30 @@ class Recipe:
         return notes
 
 
-_LOWEST = {
-    "epochs": 1,
-    "batch_size": 1,
-    "base_lr": 0,
-    "schedule_batch": 1,
-    "iterations": 1,
-    "warmup_iterations": 0,
-    "warmup_factor": 0,
-    "step_factor": 0,
-    "backbone_lr_factor": 0,
-    "warmup_epochs": 0,
-    "final_epochs": 0,
-    "min_lr_ratio": 0,
-    "momentum": 0,
-    "weight_decay": 0,
-    "clip_grad_norm": 0,
-    "ema_decay": 0,
-    "ema_ramp": 1,
-    "multi_scale_every": 1,
-    "eval_every": 1,
-    "checkpoint_every": 1,
-    "keep_last": 1,
+# Lowest and highest; what lies above is a slip of the pen, and would fill the memory before anything is learned.
+_RANGES = {
+    "epochs": (1, 1_000_000),
+    "batch_size": (1, 10_000_000),
+    "base_lr": (0, math.inf),
+    "schedule_batch": (1, 10_000_000),
+    "iterations": (1, 1_000_000_000),
+    "warmup_iterations": (0, 1_000_000_000),
+    "warmup_factor": (0, math.inf),
+    "step_factor": (0, math.inf),
+    "backbone_lr_factor": (0, math.inf),
+    "warmup_epochs": (0, math.inf),
+    "final_epochs": (0, math.inf),
+    "min_lr_ratio": (0, math.inf),
+    "momentum": (0, math.inf),
+    "weight_decay": (0, math.inf),
+    "clip_grad_norm": (0, math.inf),
+    "ema_decay": (0, math.inf),
+    "ema_ramp": (1, math.inf),
+    "multi_scale": (32, 16_384),
+    "multi_scale_every": (1, math.inf),
+    "eval_every": (1, math.inf),
+    "checkpoint_every": (1, math.inf),
+    "keep_last": (1, 1_000_000),
 }
 
 _OF_STEPS = ("iterations", "warmup_iterations", "warmup_factor", "steps", "step_factor")

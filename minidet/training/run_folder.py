@@ -215,7 +215,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl; a torn last line is left out.
 
     Raises:
-        RunError: a line before the last one is not JSON.
+        RunError: a line before the last one is not JSON, or no row of `RunFolder.add_metrics`.
     """
     try:
         lines = Path(path).read_bytes().split(b"\n")
@@ -226,9 +226,13 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     rows = []
     for number, line in enumerate(lines[:-1], 1):  # what follows the last line break is torn or empty
         try:
-            rows.append(json.loads(line))
-        except ValueError as error:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
             raise RunError(f"{path}: line {number} is not JSON. Remove the line.") from error
+        known = isinstance(row, dict) and type(row.get("epoch")) is int
+        if not known or not (row.get("ap") is None or type(row["ap"]) in (int, float)):
+            raise RunError(f"{path}: line {number} is no row of an epoch with its number and AP. Remove the line.")
+        rows.append(row)
     return rows
 
 

@@ -80,7 +80,7 @@ def test_the_list_of_names_is_the_zoo():
     [
         ({"name": "yolox-nanno"}, "Did you mean 'yolox-nano'"),
         ({"name": "yolox-s", "colour": 3}, "has no setting 'colour'. Its settings are num_classes"),
-        ({"name": "yolox-s", "num_classes": 0}, "num_classes is at least 1"),
+        ({"name": "yolox-s", "num_classes": 0}, "num_classes is 0, but it must be from 1 to 100,000"),
         ({"name": "yolox-s", "num_classes": 3, "class_names": ["a", "b"]}, "2 class names for num_classes=3"),
         ({"name": "yolox-s", "input_hw": (100, 320)}, "multiples of 32, not (100, 320)"),
         ({"name": "yolox-s", "box_loss": "l2"}, "box_loss 'l2' is not known"),

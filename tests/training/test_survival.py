@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import multiprocessing
 import os
 import shutil
 import signal
@@ -18,12 +19,20 @@ from safetensors.torch import load_file
 
 import minidet
 from minidet.cli import main
-from minidet.errors import RunError
+from minidet.errors import DataError, RunError
 from minidet.training import checkpoint
 from minidet.training.checkpoint import checkpoint_path, latest_checkpoint, load_checkpoint
 from minidet.training.report import LossLog
 from minidet.training.run_folder import read_metrics
-from tests.training.squares import SMALL, assert_same_state, at_forward, press_ctrl_c, run, tiny_model
+from tests.training.squares import (
+    SMALL,
+    assert_same_state,
+    at_forward,
+    press_ctrl_c,
+    run,
+    tiny_model,
+    write_squares,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -334,3 +343,37 @@ def test_a_gpu_finds_nan_before_it_saves(squares, tmp_path):
     with pytest.raises(RunError, match="loss_box became nan in epoch 2, iteration 5"):
         run(tmp_path / "run", squares, model=at_forward(tiny_model(), 5, spoil), device="cuda")
     assert latest_checkpoint(tmp_path / "run").name == "epoch_0001.pt"
+
+
+# Pictures that cannot be read, workers that die -----------------------------------------------------------------------
+
+
+def test_a_picture_that_cannot_be_read_stops_the_run_or_is_skipped_and_counted(tmp_path):
+    data = write_squares(tmp_path / "data", 12)
+    (tmp_path / "data" / "3.png").write_bytes(b"not a picture")
+    with pytest.raises(DataError, match=r"3\.png"):
+        run(tmp_path / "stop", data, cache="none", val_data=None)
+    said: list[str] = []
+    options = {"cache": "none", "bad_images": "skip", "val_data": None}
+    whole = run(tmp_path / "skip", data, log=said.append, **options)
+    counts = [row["skipped_pictures"] for row in whole.metrics]
+    assert counts[0] > 0  # picture 3 is part of every epoch
+    assert counts == sorted(counts) and counts[-1] >= 4
+    assert sum("3.png" in line for line in said) == 1
+    assert said[-1].endswith(f"{counts[-1]} pictures skipped so far")
+    run(tmp_path / "cut", data, model=at_forward(tiny_model(), 5, press_ctrl_c), **options)
+    resumed = run(tmp_path / "cut", data, resume=True, **options)
+    assert [row["skipped_pictures"] for row in resumed.metrics] == counts
+    assert_same_state(latest_checkpoint(tmp_path / "cut"), latest_checkpoint(tmp_path / "skip"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+def test_a_loader_worker_that_dies_ends_the_run_with_the_last_checkpoint_named(whole, squares, tmp_path):
+    def kill(output):
+        for worker in multiprocessing.active_children():
+            os.kill(worker.pid, signal.SIGKILL)
+
+    with pytest.raises(minidet.MinidetError, match=r"(?s)process.*last good checkpoint is .*epoch_000[12]\.pt"):
+        run(tmp_path / "run", squares, model=at_forward(tiny_model(), 4, kill), workers=1)
+    run(tmp_path / "run", squares, resume=True)
+    assert_same_state(latest_checkpoint(tmp_path / "run"), latest_checkpoint(whole.run_dir))
