@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 import tyro
+from safetensors.torch import load_file
 
 from minidet.data.shapes import ShapesConfig, make_shapes
 from minidet.files import read_json, write_json
@@ -120,14 +121,18 @@ def start(data: Path, run: Path, resume: bool = False) -> subprocess.Popen:
 
 def differences(reference: Path, run: Path) -> list[str]:
     """What two finished runs do not have in common, bit for bit."""
-    ours, theirs = (dict(flat(load_checkpoint(latest_checkpoint(each)))) for each in (run, reference))
+
+    def content(folder: Path) -> dict[str, Any]:
+        # Tensors of the weight files, not their bytes: safetensors writes the lines of its header in any order.
+        names = "last.safetensors", "best.safetensors"
+        weights = {f"{name}/{key}": each for name in names for key, each in load_file(folder / name).items()}
+        return weights | dict(flat(load_checkpoint(latest_checkpoint(folder))))
+
+    ours, theirs = content(run), content(reference)
     found = sorted(ours.keys() ^ theirs.keys())
     for name in ours.keys() & theirs.keys():
         a, b = ours[name], theirs[name]
         if not (torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b):
-            found.append(name)
-    for name in ("last.safetensors", "best.safetensors"):
-        if (run / name).read_bytes() != (reference / name).read_bytes():
             found.append(name)
     rows = [
         [{key: value for key, value in row.items() if "seconds" not in key} for row in read_metrics(each)]
