@@ -96,11 +96,19 @@ def disturbed(data: Path, run: Path, most: int, whole: float, chance: random.Ran
                 "victim": victim,
                 "after_seconds": round(time.perf_counter() - started, 2),
                 "exit_code": code,
+                "said": last_words(run),
                 "newest_checkpoint": newest.name if newest else None,
                 "epochs_written": len(read_metrics(run / "metrics.jsonl")),
             }
         )
         print(f"kill {len(kills)}: {kills[-1]}", flush=True)
+
+
+def last_words(run: Path) -> str | None:
+    """The error that the process told, if it had the time; a traceback would be a fault."""
+    lines = run.with_suffix(".said").read_text(errors="replace").splitlines()
+    found = [line for line in lines if line.startswith(("error:", "Traceback"))]
+    return found[0].replace(str(run), "RUN") if found else None
 
 
 def killed_in_vain(run: Path) -> bool:
@@ -116,7 +124,8 @@ def arguments(data: Path | str, run: Path | str) -> list[str]:
 
 def start(data: Path, run: Path, resume: bool = False) -> subprocess.Popen:
     command = [sys.executable, "-m", "minidet", *arguments(data, run), *(["--resume"] if resume else [])]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with open(run.with_suffix(".said"), "wb") as said:
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said)
 
 
 def differences(reference: Path, run: Path) -> list[str]:
