@@ -30,9 +30,9 @@ from minidet.errors import MinidetError
 from minidet.files import write_json
 from minidet.training.ema import Ema
 from minidet.training.hardware import choose_device, choose_precision, describe_hardware
-from minidet.training.loop import training_step
 from minidet.training.recipe import make_optimizer, recipe_for
 from minidet.training.state import TrainingState
+from minidet.training.step import training_step
 
 RESULTS = Path(__file__).parent / "results"
 WORDS = {"batch": "images a batch", "side": "side of the input, px", "objects": "objects an image"}

@@ -6,9 +6,12 @@ use them all.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
+import random
+import signal
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +27,8 @@ from minidet.data.check import check_dataset, format_faults
 from minidet.data.coco import CocoDataset, load_split
 from minidet.data.fetch import FETCHABLE, fetch
 from minidet.data.images import read_image
+from minidet.data.loader import BadImages
+from minidet.data.picture_store import Cache
 from minidet.data.shapes import ShapesConfig, make_shapes
 from minidet.detectors import ZOO, Detector, create_model, load_model, load_official, optimize, save_weights
 from minidet.detectors.detector import IMAGENET_STD
@@ -36,7 +41,9 @@ from minidet.files import write_json
 from minidet.training.ablation import Study, ablate
 from minidet.training.ablation_report import format_table
 from minidet.training.cells import FAMILIES
+from minidet.training.distributed import launched_ranks
 from minidet.training.hardware import choose_device, choose_precision, evaluation_workers
+from minidet.training.interrupt import EXIT_CODE, StopNow
 from minidet.training.loop import TrainingResult, train
 from minidet.training.recipe import RECIPES, Recipe, is_yolof, recipe_for
 
@@ -61,7 +68,8 @@ FamilyName = Literal[tuple(FAMILIES)]  # type: ignore[valid-type]
 MOST_PROCESSES = 1024  # and threads: more break the machine before they help
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
-DEFECTS_FOUND, INTERRUPTED, BROKEN_PIPE = 1, 130, 141  # exit codes; 2 is an error that the user can mend
+# Exit codes. 2 is an error that the user can mend; 130 (Ctrl-C) and 143 (SIGTERM) mean stopped, 128 + the signal.
+DEFECTS_FOUND, INTERRUPTED, BROKEN_PIPE = 1, EXIT_CODE + signal.SIGINT, 141
 
 
 @dataclass(frozen=True)
@@ -130,7 +138,8 @@ class Train:
     """Train a detector on a data set in COCO format. Everything that comes of it goes into one folder.
 
     The folder gets metrics.jsonl, curves.png, predictions.png, best.safetensors, last.safetensors, checkpoints and
-    TensorBoard files. Ctrl-C saves first; the same command with --resume goes on.
+    TensorBoard files. Ctrl-C saves first; the same command with --resume goes on. With several GPUs:
+    torchrun --nproc-per-node 4 -m minidet train ...
     """
 
     data: Positional[Path]  # holds annotations/instances_{split}.json and the pictures in {split}/
@@ -147,8 +156,11 @@ class Train:
     """Height and width of the network input, multiples of 32; of a yolof that resizes by the shorter side, instead that
     side and the longest that the other may be."""
     epochs: int | None = None  # passes over the training pictures, instead of the recipe's
-    batch_size: int | None = None
-    """Pictures a step, instead of the recipe's; the learning rate follows, in recipe yolof warm-up and length too."""
+    batch_size: Annotated[int | Literal["auto"] | None, arg(aliases=["--batch"])] = None
+    """Pictures a step over all processes, instead of the recipe's; the learning rate follows, in recipe yolof warm-up
+    and length too. "auto": the largest that fits into memory."""
+    accumulate: int = 1  # compute each batch in so many parts, one after the other: less memory, the same step
+    sync_batch_norm: bool = False  # with torchrun: batch normalisation looks at the pictures of all processes
     set: tuple[str, ...] = ()
     """Other fields of the recipe, such as base_lr=0.02 multi_scale=[320,640] augmentation.mosaic_prob=0."""
     assigner: AssignerName | None = None  # who learns what, instead of the model's own rule
@@ -157,13 +169,17 @@ class Train:
     seed: int = 0  # of weights, order and augmentation
     device: str = "auto"  # cpu, cuda, mps
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # of the network; losses are always float32
+    cache: Cache = "auto"  # where decoded pictures are kept: "ram", "disk", "none", or the first that there is room for
+    bad_images: BadImages = "stop"  # a picture that cannot be read: "skip" takes another one and counts
+    compile: bool = False  # let torch.compile make the model faster; the first steps then take minutes
+    deterministic: bool = False  # on a GPU too, the same seed gives the same bits; slower
     workers: int | None = None  # processes that prepare pictures
     threads: int | None = None  # CPU threads; by default as many as torch chooses
 
     def run(self) -> int:
         result = self.train()
         if result.interrupted:
-            return INTERRUPTED
+            return EXIT_CODE + result.stopped_by
         if result.evaluation is not None:
             print(result.evaluation.table())
         print(f"\n{result.run_dir}: curves.png, predictions.png, best.safetensors, metrics.jsonl")
@@ -178,8 +194,10 @@ class Train:
         train_data = load_split(self.data, self.train_split)
         val_data = load_split(self.data, self.val_split) if self.val_split else None
         torch.manual_seed(self.seed)
+        random.seed(self.seed)  # nothing here draws from it, but its state stands in every checkpoint
         model = self.make_model(train_data)
-        changes = {"epochs": self.epochs, "batch_size": self.batch_size}
+        auto_batch = self.batch_size == "auto"
+        changes = {"epochs": self.epochs, "batch_size": None if auto_batch else self.batch_size}
         recipe = recipe_for(self.recipe, self.model)
         recipe = dataclasses.replace(recipe, **{k: v for k, v in changes.items() if v is not None})
         return train(
@@ -193,6 +211,13 @@ class Train:
             resume=self.resume,
             seed=self.seed,
             workers=self.workers,
+            auto_batch=auto_batch,
+            accumulate=self.accumulate,
+            sync_batch_norm=self.sync_batch_norm,
+            deterministic=self.deterministic,
+            compiled=self.compile,
+            cache=self.cache,
+            bad_images=self.bad_images,
         )
 
     def make_model(self, data: CocoDataset) -> Detector:
@@ -477,7 +502,7 @@ class Demo:
         command = Train(self.data, out=self.out, resume=resume, epochs=self.epochs, device=self.device, **DEMO_SETTINGS)
         result = command.train()
         if result.interrupted:
-            return INTERRUPTED
+            return EXIT_CODE + result.stopped_by
         best = self.out / "best.safetensors"
         judged = result.evaluation or evaluate(load_model(best), load_split(self.data, "val"), progress=False)
         print(judged.table())
@@ -539,7 +564,10 @@ def main(arguments: list[str] | None = None) -> int:
             args=arguments,
             config=(tyro.conf.OmitArgPrefixes,),
         )
-        return command.run()
+        with contextlib.ExitStack() as silence:
+            if launched_ranks().rank > 0:  # of several processes, the first one speaks for all
+                silence.enter_context(contextlib.redirect_stdout(silence.enter_context(open(os.devnull, "w"))))
+            return command.run()
     except MinidetError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -552,9 +580,9 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("\nstopped", file=sys.stderr)
-        return INTERRUPTED
+        return EXIT_CODE + (stop.number if isinstance(stop, StopNow) else signal.SIGINT)
 
 
 def change_recipe(recipe: Recipe, settings: tuple[str, ...], model: Detector) -> Recipe:

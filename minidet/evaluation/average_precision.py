@@ -168,7 +168,11 @@ def evaluate(
     Raises:
         DataError: the classes of model and data set differ, or the annotation file is not usable.
     """
-    rows = predict_dataset(model, dataset, batch_size, device, progress, workers)
+    return score_rows(dataset, predict_dataset(model, dataset, batch_size, device, progress, workers))
+
+
+def score_rows(dataset: CocoDataset, rows: list[dict[str, Any]]) -> AveragePrecision:
+    """Score the rows of `predict_dataset` against the data set's own annotation file; only its own records count."""
     whole = read_json(dataset.annotations_path)
     ids = {record.id for record in dataset.records}
     part = {

@@ -36,6 +36,7 @@ from minidet.evaluation.speed import count_cost
 from minidet.files import atomic_write, read_json, write_json
 from minidet.training.ablation_report import draw, write_report
 from minidet.training.cells import Ablation, Cell
+from minidet.training.distributed import launched_ranks
 from minidet.training.hardware import choose_device, choose_precision, evaluation_workers
 from minidet.training.loop import train
 from minidet.training.recipe import Recipe
@@ -134,6 +135,11 @@ def ablate(study: Study, ablations: dict[str, Ablation], names: Sequence[str], s
 
     Source: YOLOF, sections 3 and 5.2; chapter 12.
     """
+    if launched_ranks().size > 1:
+        raise RunError(
+            "an ablation trains its cells one after the other in one process. Start it without torchrun; for several "
+            "GPUs, start one ablation on each, with seeds and --out of its own."
+        )
     cells = [cell for name in names for cell in ablations[name].cells]
     seeds = list(dict.fromkeys(seeds))
     if not cells or not seeds:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -54,15 +56,37 @@ def choose_precision(wish: str, device: torch.device) -> str:
     return wish
 
 
-def choose_workers(device: torch.device) -> int:
-    """Processes that prepare images: a GPU needs all the help it can get, a CPU that computes anyway is left one."""
-    cores = os.cpu_count() or 1
+def choose_workers(device: torch.device, trainers: int = 1) -> int:
+    """Processes that prepare images: a GPU needs all the help it can get, a CPU that computes anyway is left one.
+
+    `trainers` says how many processes train on this machine and share its cores.
+    """
+    cores = max((os.cpu_count() or 1) // trainers, 1)
     return min(cores - 1, 1) if device.type == "cpu" else min(cores, 16)
 
 
 def evaluation_workers(device: torch.device) -> int:
     """Processes that read pictures to be judged: only a GPU would wait for them."""
     return 0 if device.type == "cpu" else choose_workers(device)
+
+
+@contextlib.contextmanager
+def computing(device: torch.device, deterministic: bool) -> Iterator[None]:
+    """How kernels are chosen while the block runs: the fastest (a GPU tries them out), or those that always agree.
+
+    On a CPU all are deterministic anyway. In deterministic mode PyTorch refuses what a GPU can only do in any order.
+    """
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it when it starts
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = device.type == "cuda" and not deterministic
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.backends.cudnn.benchmark = benchmark
 
 
 def describe_hardware(device: torch.device) -> dict[str, Any]:

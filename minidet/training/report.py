@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,21 @@ from torch import Tensor, nn
 from minidet.errors import RunError
 from minidet.evaluation.predict import evaluation_mode
 
-if TYPE_CHECKING:
-    from minidet.assign import Assignment
+
+class NotFinite(RunError):
+    """A loss term that is NaN or infinite.
+
+    Attributes:
+        where: the step, as the log was told.
+        ours: the value comes from this rank's part of the batch.
+    """
+
+    def __init__(self, name: str, value: float, where: Any, ours: bool) -> None:
+        super().__init__(
+            f"{name} became {value} in {where}. Training stopped, and nothing was saved after that. "
+            "Look at the boxes of these images, or start anew with a lower base_lr or with clip_grad_norm."
+        )
+        self.where, self.ours = where, ours
 
 
 @dataclass
@@ -37,27 +50,23 @@ class LossLog:
     sums: dict[str, float] = field(default_factory=dict)
     steps: int = 0
     positives: float = 0.0
-    objects: int = 0
+    objects: float = 0.0
     latest: dict[str, float] = field(default_factory=dict)
-    _pending: list[tuple[Tensor, list[str], str, int]] = field(default_factory=list)
+    _pending: list[tuple[Tensor, Tensor, list[str], Any]] = field(default_factory=list)
 
-    def add(self, losses: dict[str, Tensor], assignment: Assignment | None, where: str) -> None:
+    def add(self, terms: Tensor, own_terms: Tensor, names: list[str], where: Any) -> None:
         """Take in one step.
 
         Args:
-            losses: scalar terms.
-            assignment: who learned what in this step.
+            terms: [T + 2] float, the T loss terms of the whole batch, its positive slots and its objects.
+            own_terms: [T + 2] float, the same of this rank's part of the batch, to know whose value is bad.
+            names: what the T terms are called.
             where: epoch, iteration and images, for the message that a bad value needs.
 
         Raises:
-            RunError: a term of this step, or of one of those not read before, is NaN or infinite.
+            NotFinite: a term of this step, or of one of those not read before, is NaN or infinite.
         """
-        positives = assignment.num_positives if assignment is not None else 0
-        values = [*losses.values(), torch.as_tensor(positives)]
-        device = values[0].device
-        numbers = torch.stack([value.detach().float().to(device, non_blocking=True).sum() for value in values])
-        objects = sum(assignment.num_gt) if assignment is not None else 0
-        self._pending.append((numbers, list(losses), where, objects))
+        self._pending.append((terms, own_terms, names, where))
         if len(self._pending) >= self.read_every:
             self.read()
 
@@ -66,17 +75,15 @@ class LossLog:
         if not self._pending:
             return
         pending, self._pending = self._pending, []
-        fetched = torch.cat([numbers for numbers, *_ in pending]).tolist()
-        for _, names, where, objects in pending:
-            *values, positives = fetched[: len(names) + 1]
-            fetched = fetched[len(names) + 1 :]
+        fetched = torch.cat([torch.cat([terms, own]) for terms, own, *_ in pending]).tolist()
+        for _, _, names, where in pending:
+            length = len(names) + 2
+            *values, positives, objects = fetched[:length]
+            own_values, fetched = fetched[length : 2 * length], fetched[2 * length :]
             self.latest = dict(zip(names, values, strict=True))
             for name, value in self.latest.items():
                 if not math.isfinite(value):
-                    raise RunError(
-                        f"{name} became {value} in {where}. Training stopped, and nothing was saved after that. "
-                        "Look at the boxes of these images, or start anew with a lower base_lr or with clip_grad_norm."
-                    )
+                    raise NotFinite(name, value, where, ours=not all(map(math.isfinite, own_values)))
                 self.sums[name] = self.sums.get(name, 0.0) + value
             self.steps += 1
             self.positives += positives
@@ -98,7 +105,8 @@ def epoch_line(row: dict[str, Any], epochs: int) -> str:
     """One epoch in a line of text."""
     losses = "  ".join(f"{name.removeprefix('loss_')} {value:.3f}" for name, value in row["losses"].items())
     found = "" if row["ap"] is None else f"  AP {row['ap']:.3f}  AP50 {row['ap50']:.3f}"
-    return f"epoch {row['epoch']:>3}/{epochs}  {losses}{found}  lr {row['lr']:.2g}  {row['seconds']:.0f} s"
+    skipped = f"  {row['skipped_pictures']} pictures skipped so far" if row["skipped_pictures"] else ""
+    return f"epoch {row['epoch']:>3}/{epochs}  {losses}{found}  lr {row['lr']:.2g}  {row['seconds']:.0f} s{skipped}"
 
 
 class TensorBoard:

@@ -14,7 +14,9 @@ import json
 import math
 import os
 import platform
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from typing import Any
 import torch
 import torchvision
 
+from minidet.data.augment import Augmentation
 from minidet.data.coco import CocoDataset
 from minidet.detectors import Detector
 from minidet.detectors.weights import model_description
@@ -31,31 +34,61 @@ from minidet.training.checkpoint import checkpoint_path, checkpoints, load_check
 from minidet.training.hardware import describe_hardware
 from minidet.training.recipe import Recipe
 
-IDENTITY = ("model", "recipe", "data", "seed")  # the parts of config.json in which a resumed run must agree
+# The parts of config.json in which a resumed run must agree, and those where other values give slightly other numbers.
+IDENTITY = ("model", "recipe", "data", "seed")
+MANNER = ("precision", "ranks", "accumulate", "sync_batch_norm")
 
 
 class RunFolder:
-    """One run's folder, checked for a new run or for going on with an old one; nothing is written before `begin`.
+    """One run's folder. `open` checks it, for a new run or for going on with an old one; `begin` writes first.
 
     Args:
         path: the folder; made when it is not there.
         config: what is run, as plain JSON values.
-        resume: go on with the run that is inside.
+        defaults: what fields of `config` mean that an older version of minidet did not write down yet.
 
-    Raises:
-        RunError: the folder holds another run or foreign files, or there is nothing to resume; nothing was written.
+    Attributes:
+        metrics: the epochs that are done.
+        changes: in what else than its identity a resumed run differs from before, as lines of text.
     """
 
-    def __init__(self, path: str | Path, config: dict[str, Any], resume: bool) -> None:
+    def __init__(self, path: str | Path, config: dict[str, Any], defaults: dict[str, Any] | None = None) -> None:
         self.path = Path(path)
         self.config = config
-        self.resumes = resume
+        self.defaults = defaults or {}
+        self.resumes = False
         self.metrics: list[dict[str, Any]] = []
+        self.changes: list[str] = []
+
+    def open(self, resume: bool) -> None:
+        """See that the folder is free for a new run, or holds this very run to go on with; nothing is written.
+
+        Raises:
+            RunError: the folder holds another run or foreign files, there is nothing to resume, or nothing can be
+                written there.
+        """
+        self.resumes = resume
         if resume:
             self._check_same_run()
             self.metrics = read_metrics(self.path / "metrics.jsonl")
         else:
             self._check_empty()
+        check_writable(self.path)
+
+    def check_space(self, checkpoint_bytes: int, keep_last: int) -> None:
+        """See before training that the disk has room for all that is kept: the last checkpoints, the best, a new one.
+
+        Raises:
+            RunError: it has not.
+        """
+        there = sum(path.stat().st_size for path in checkpoints(self.path))
+        needed = (keep_last + 2) * checkpoint_bytes - there
+        free = shutil.disk_usage(_nearest_folder(self.path)).free
+        if free < needed:
+            raise RunError(
+                f"{self.path}: its disk has {free / 1e6:,.0f} MB left, but the checkpoints of this run need "
+                f"{needed / 1e6:,.0f} MB. Free some space, choose another folder, or lower keep_last (now {keep_last})."
+            )
 
     def begin(self, epochs_done: int) -> None:
         """Claim the folder for a new run; tidy up an old one, whose epochs after `epochs_done` come again."""
@@ -91,7 +124,7 @@ class RunFolder:
                 f"{self.path}: there is no run to resume here (no config.json). Check the folder, or start anew."
             )
         saved = read_json(self.path / "config.json")
-        saved = saved if isinstance(saved, dict) else {}
+        saved = completed(saved, self.defaults) if isinstance(saved, dict) else {}
         found = differences({key: saved.get(key) for key in IDENTITY}, {key: self.config[key] for key in IDENTITY})
         if found:
             raise RunError(
@@ -99,6 +132,9 @@ class RunFolder:
                 + "\n".join(f"  {line}" for line in found)
                 + "\nGive the same settings as then (they stand in its config.json), or choose another folder."
             )
+        keys = [key for key in MANNER if key in saved]
+        found = differences({key: saved[key] for key in keys}, {key: self.config[key] for key in keys})
+        self.changes = [f"{line}; the run goes on, but not bit for bit as it would have." for line in found]
 
     def newest_state(self, log: Callable[[str], None]) -> dict[str, Any] | None:
         """The newest checkpoint that can be read, or None where there is none at all.
@@ -152,6 +188,29 @@ class RunFolder:
         return f"The last good checkpoint is {newest}." if newest else "There is no checkpoint yet."
 
 
+def check_writable(folder: Path) -> None:
+    """See that files can be written into a folder, or into the one that it will be made in; nothing stays there.
+
+    Raises:
+        RunError: they cannot.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=_nearest_folder(folder)) as file:
+            file.write(b"\0" * 4096)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise RunError(
+            f"{folder}: nothing can be written there ({error.strerror or error}), so a run would be lost. Choose "
+            "another folder (--out), or free some space."
+        ) from error
+
+
+def _nearest_folder(path: Path) -> Path:
+    """The folder itself, or the nearest one above it that exists."""
+    return next(each for each in [path, *path.resolve().parents] if each.is_dir())
+
+
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl; a torn last line is left out.
 
@@ -186,6 +245,38 @@ def differences(saved: Any, wanted: Any, name: str = "") -> list[str]:
             for line in differences(saved.get(key), wanted.get(key), f"{name}.{key}" if name else str(key))
         ]
     return [] if saved == wanted else [f"{name}: the run has {saved!r}, now it is {wanted!r}"]
+
+
+def completed(saved: Any, defaults: Any) -> Any:
+    """A configuration with the keys that it lacks taken from `defaults`, into the depth."""
+    if not (isinstance(saved, dict) and isinstance(defaults, dict)):
+        return saved
+    return defaults | {key: completed(value, defaults.get(key)) for key, value in saved.items()}
+
+
+def default_config(model: Detector) -> dict[str, Any]:
+    """The defaults of everything in "model" and "recipe" of `run_config`.
+
+    A run that was begun before a setting existed lacks it in its config.json; it was run with what is the default now.
+    """
+    settings = type(model.config)()
+    defaults = {
+        "model": {each.name: getattr(settings, each.name) for each in dataclasses.fields(settings)}
+        | {"assigner": dataclasses.asdict(type(model.config.assigner)())},
+        "recipe": dataclasses.asdict(Recipe(augmentation=Augmentation())),
+    }
+    return json.loads(json.dumps(defaults))
+
+
+def saved_batch_size(path: str | Path) -> int | None:
+    """The batch size of the run in a folder, None where there is no run."""
+    if not (Path(path) / "config.json").is_file():
+        return None
+    saved = read_json(Path(path) / "config.json")
+    size = saved.get("recipe", {}).get("batch_size") if isinstance(saved, dict) else None
+    if not isinstance(size, int):
+        raise RunError(f"{path}/config.json: names no recipe.batch_size, so it is not one of a run. Start a new run.")
+    return size
 
 
 def run_config(

@@ -10,6 +10,7 @@ from torch import nn
 
 from minidet.errors import RunError
 from minidet.training.checkpoint import random_state, set_random_state
+from minidet.training.distributed import Ranks
 from minidet.training.ema import Ema
 from minidet.training.report import LossLog
 
@@ -22,22 +23,34 @@ class TrainingState:
 
     Attributes:
         model, optimizer, ema, scaler: what learns, and how; ema is None where no average is kept.
+        ranks: the processes that train together; those beside the first keep no average.
+        accumulate: parts in which a rank's images are computed, one after the other.
+        network: what is called to compute: the model, or that which connects it with the models of the other ranks.
         epoch: the one that is going on, from 0.
         step: steps done in it; as many as an epoch has when it is complete.
         iteration: steps done in all.
         losses: what the steps of this epoch gave.
         seconds: time that this epoch took so far.
+        skipped: pictures that could not be read and were replaced, since the run began.
     """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     ema: Ema | None
     scaler: torch.amp.GradScaler
+    ranks: Ranks = field(default_factory=Ranks)
+    accumulate: int = 1
+    network: nn.Module = None  # type: ignore[assignment]
     epoch: int = 0
     step: int = 0
     iteration: int = 0
     losses: LossLog = field(default_factory=LossLog)
     seconds: float = 0.0
+    skipped: int = 0
+
+    def __post_init__(self) -> None:
+        if self.network is None:
+            self.network = self.model
 
     @property
     def kept_model(self) -> nn.Module:
@@ -52,6 +65,8 @@ class TrainingState:
             "step": self.step,
             "iteration": self.iteration,
             "seconds": self.seconds,
+            "skipped": self.skipped,
+            "accumulate": self.accumulate,
             "losses": self.losses.state_dict(),
             "model": self.model.state_dict(),
             "ema": None if self.ema is None else self.ema.state_dict(),
@@ -59,6 +74,10 @@ class TrainingState:
             "scaler": self.scaler.state_dict(),
             "random": random_state(),
         }
+
+    def checkpoint_bytes(self) -> int:
+        """About what `state_dict` takes on disk: weights, their average, momentum."""
+        return 3 * sum(value.nbytes for value in self.model.state_dict().values())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to what `state_dict` gave.
@@ -78,6 +97,8 @@ class TrainingState:
             self.losses.load_state_dict(state["losses"])
             self.epoch, self.step, self.iteration = state["epoch"], state["step"], state["iteration"]
             self.seconds = state["seconds"]
+            self.skipped = state.get("skipped", 0)
+            self.accumulate = max(state.get("accumulate", 1), self.accumulate)  # what did not fit before never will
             set_random_state(state["random"])
         except (KeyError, RuntimeError, ValueError) as error:
             raise RunError(f"the checkpoint does not fit this model: {error}") from error

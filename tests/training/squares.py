@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -53,10 +54,11 @@ def write_squares(folder: Path, count: int) -> CocoDataset:
     return CocoDataset(path, folder)
 
 
-def tiny_model() -> minidet.detectors.Detector:
+def tiny_model(**changes) -> minidet.detectors.Detector:
     """A YOLOX of 127 thousand weights, the same ones every time."""
     torch.manual_seed(1)
-    return minidet.create_model("yolox-tiny", num_classes=2, input_hw=(64, 64), width=0.0625, depth=0.1)
+    settings = {"input_hw": (64, 64), "width": 0.0625, "depth": 0.1} | changes
+    return minidet.create_model("yolox-tiny", num_classes=2, **settings)
 
 
 def run(folder: Path, data, recipe=SMALL, model=None, val_data="same", **options) -> TrainingResult:
@@ -88,6 +90,11 @@ def at_forward(model, number: int, action):
 
     model.register_forward_hook(hook)
     return model
+
+
+def press_ctrl_c(output=None):
+    """In the midst of a training step, as an action for `at_forward`."""
+    signal.raise_signal(signal.SIGINT)
 
 
 def state_of(path: Path) -> dict:

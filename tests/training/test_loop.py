@@ -13,7 +13,7 @@ from minidet.errors import DataError, RunError
 from minidet.training.checkpoint import checkpoints, latest_checkpoint, load_checkpoint
 from minidet.training.hardware import choose_device, choose_precision
 from minidet.training.run_folder import read_metrics
-from tests.training.squares import SMALL, assert_same_state, run, write_squares
+from tests.training.squares import SMALL, assert_same_state, run, tiny_model, write_squares
 
 
 @pytest.fixture(autouse=True)
@@ -167,3 +167,13 @@ def test_another_run_in_the_folder_is_neither_overwritten_nor_resumed(whole, squ
     other = minidet.create_model("yolox-tiny", num_classes=2, input_hw=(64, 64), width=0.125, depth=0.1)
     with pytest.raises(RunError, match=r"model\.width: the run has 0\.0625, now it is 0\.125"):
         run(whole.run_dir, squares, model=other, resume=True)
+
+
+def test_deterministic_mode_lasts_as_long_as_the_run_and_gives_the_same_bits_on_a_cpu(whole, squares, tmp_path):
+    seen = []
+    model = tiny_model()
+    model.register_forward_pre_hook(lambda module, inputs: seen.append(torch.are_deterministic_algorithms_enabled()))
+    run(tmp_path / "run", squares, model=model, deterministic=True)
+    assert set(seen) == {True}
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert_same_state(latest_checkpoint(tmp_path / "run"), latest_checkpoint(whole.run_dir))

@@ -28,8 +28,7 @@ from minidet.training.recipe import (
     scale_to_epochs,
     set_learning_rate,
 )
-from tests.training.squares import SMALL, assert_same_state, at_forward, run, tiny_model
-from tests.training.test_survival import press_ctrl_c
+from tests.training.squares import SMALL, assert_same_state, at_forward, press_ctrl_c, run, tiny_model
 
 VARIANTS = {  # the reference's names and ours
     "R50-C5": "yolof-r50-c5",

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from minidet.errors import RunError
-from minidet.training.report import LossLog, TensorBoard, epoch_line
+from minidet.training.report import LossLog, NotFinite, TensorBoard, epoch_line
 
 
 def step(log: LossLog, box: float, positives: int = 3, where: str = "epoch 1, iteration 1") -> None:
-    assignment = SimpleNamespace(num_positives=torch.tensor(positives), num_gt=(1, 1))
-    log.add({"loss_box": torch.tensor(box, requires_grad=True), "loss_class": torch.tensor(1.0)}, assignment, where)
+    terms = torch.tensor([box, 1.0, positives, 2])  # two objects
+    log.add(terms, terms, ["loss_box", "loss_class"], where)
 
 
 def test_means_and_counts_cover_every_step():
@@ -57,10 +56,12 @@ def test_a_log_goes_on_from_what_was_saved():
     assert log.state_dict() == other.state_dict()
 
 
-def test_a_detector_without_an_assignment_counts_nothing():
-    log = LossLog()
-    log.add({"loss": torch.tensor(1.0)}, None, "")
-    assert (log.positives, log.objects) == (0.0, 0)
+def test_of_several_ranks_each_knows_whether_the_bad_value_is_its_own():
+    bad, good = torch.tensor([math.nan, 3.0, 2.0]), torch.tensor([1.0, 1.0, 1.0])
+    for own, ours in ((bad, True), (good, False)):
+        with pytest.raises(NotFinite) as caught:
+            LossLog().add(bad, own, ["loss"], "epoch 1")
+        assert caught.value.ours is ours
 
 
 def test_tensorboard_writes_what_it_is_given_and_nothing_when_it_is_off(tmp_path):
@@ -80,6 +81,15 @@ def test_tensorboard_writes_what_it_is_given_and_nothing_when_it_is_off(tmp_path
 
 
 def test_an_epoch_is_told_in_one_line():
-    row = {"epoch": 3, "losses": {"loss_box": 1.23456}, "ap": 0.5, "ap50": 0.75, "lr": 0.01, "seconds": 12.3}
+    row = {
+        "epoch": 3,
+        "losses": {"loss_box": 1.23456},
+        "ap": 0.5,
+        "ap50": 0.75,
+        "lr": 0.01,
+        "seconds": 12.3,
+        "skipped_pictures": 0,
+    }
     assert epoch_line(row, 10) == "epoch   3/10  box 1.235  AP 0.500  AP50 0.750  lr 0.01  12 s"
+    assert epoch_line(row | {"skipped_pictures": 2}, 10).endswith("12 s  2 pictures skipped so far")
     assert "AP" not in epoch_line(row | {"ap": None, "ap50": None}, 10)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,12 +12,19 @@ import pytest
 from minidet.errors import RunError
 from minidet.training.checkpoint import checkpoint_path, checkpoints, save_checkpoint
 from minidet.training.run_folder import RunFolder, differences, read_metrics
+from tests.training.squares import SMALL, run
 
 CONFIG = {"model": {"name": "a", "num_classes": 2}, "recipe": {"epochs": 3}, "data": {}, "seed": 0, "command": ["x"]}
 
 
+def opened(path: Path, config: dict, resume: bool) -> RunFolder:
+    folder = RunFolder(path, config)
+    folder.open(resume)
+    return folder
+
+
 def begun(path: Path, epochs_done: int = 0, resume: bool = False) -> RunFolder:
-    folder = RunFolder(path, CONFIG, resume)
+    folder = opened(path, CONFIG, resume)
     folder.begin(epochs_done)
     return folder
 
@@ -25,7 +34,7 @@ def listing(path: Path) -> list[str]:
 
 
 def test_nothing_is_written_before_a_run_begins(tmp_path):
-    folder = RunFolder(tmp_path / "run", CONFIG, resume=False)
+    folder = opened(tmp_path / "run", CONFIG, resume=False)
     assert not (tmp_path / "run").exists()
     folder.begin(0)
     assert json.loads((tmp_path / "run" / "config.json").read_text()) == CONFIG
@@ -36,23 +45,23 @@ def test_a_folder_with_another_run_is_left_alone(tmp_path):
     save_checkpoint(checkpoint_path(folder.path, 2), {})
     before = listing(tmp_path)
     with pytest.raises(RunError, match=r"holds another run already, saved up to epoch_0002\.pt.*--resume"):
-        RunFolder(tmp_path, CONFIG, resume=False)
+        opened(tmp_path, CONFIG, resume=False)
     assert listing(tmp_path) == before
 
 
 def test_a_folder_with_foreign_files_is_not_polluted(tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(RunError, match=r"is not empty \(thesis\.tex\)"):
-        RunFolder(tmp_path, CONFIG, resume=False)
+        opened(tmp_path, CONFIG, resume=False)
     assert listing(tmp_path) == ["thesis.tex"]
     with pytest.raises(RunError, match="is a file, but a run needs a folder"):
-        RunFolder(tmp_path / "thesis.tex", CONFIG, resume=False)
+        opened(tmp_path / "thesis.tex", CONFIG, resume=False)
 
 
 def test_resuming_where_there_is_no_run_says_so(tmp_path):
     for path in (tmp_path, tmp_path / "missing"):
         with pytest.raises(RunError, match="there is no run to resume here"):
-            RunFolder(path, CONFIG, resume=True)
+            opened(path, CONFIG, resume=True)
     assert listing(tmp_path) == []
 
 
@@ -60,7 +69,7 @@ def test_resuming_with_other_settings_names_every_difference(tmp_path):
     begun(tmp_path)
     other = CONFIG | {"model": {"name": "b", "num_classes": 2}, "recipe": {"epochs": 5}, "seed": 1, "command": ["y"]}
     with pytest.raises(RunError) as caught:
-        RunFolder(tmp_path, other, resume=True)
+        opened(tmp_path, other, resume=True)
     text = str(caught.value)
     assert "model.name: the run has 'a', now it is 'b'" in text
     assert "recipe.epochs: the run has 3, now it is 5" in text
@@ -120,7 +129,7 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(tmp_path):
     for epoch in (2, 3):
         checkpoint_path(tmp_path, epoch).write_bytes(b"")
     said: list[str] = []
-    state = RunFolder(tmp_path, CONFIG, resume=True).newest_state(said.append)
+    state = opened(tmp_path, CONFIG, resume=True).newest_state(said.append)
     assert state == {"epoch": 1}
     assert len(said) == 3
     assert "epoch_0003.pt" in said[0]
@@ -128,7 +137,7 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(tmp_path):
     assert "Going on from" in said[2]
     checkpoint_path(tmp_path, 1).write_bytes(b"")
     with pytest.raises(RunError, match="none of its 3 checkpoints can be read"):
-        RunFolder(tmp_path, CONFIG, resume=True).newest_state(said.append)
+        opened(tmp_path, CONFIG, resume=True).newest_state(said.append)
 
 
 def test_what_a_killed_process_left_half_written_is_swept_away(tmp_path):
@@ -138,3 +147,27 @@ def test_what_a_killed_process_left_half_written_is_swept_away(tmp_path):
     (tmp_path / "checkpoints" / ".epoch_0001.pt.xyz.part").touch()
     begun(tmp_path, resume=True)
     assert not any(name.endswith(".part") for name in listing(tmp_path))
+
+
+def test_a_run_from_before_a_setting_existed_is_resumed_with_its_default(whole, squares, tmp_path):
+    shutil.copytree(whole.run_dir, tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    config = json.loads(path.read_text())
+    del config["recipe"]["momentum"], config["recipe"]["augmentation"]["flip_prob"], config["ranks"]
+    del config["model"]["box_weight"], config["model"]["assigner"]["radius"], config["accumulate"]
+    path.write_text(json.dumps(config))
+    said: list[str] = []
+    result = run(tmp_path / "run", squares, resume=True, log=said.append)
+    assert said == [said[0], f"{tmp_path / 'run'}: this run is finished (4 epochs); nothing is left to do."]
+    assert result.metrics == whole.metrics
+    with pytest.raises(RunError, match=r"recipe\.momentum: the run has 0\.9, now it is 0\.8"):
+        run(tmp_path / "run", squares, dataclasses.replace(SMALL, momentum=0.8), resume=True)
+
+
+def test_what_else_a_resumed_run_does_differently_is_told(whole, squares, tmp_path):
+    shutil.copytree(whole.run_dir, tmp_path / "run")
+    said: list[str] = []
+    run(tmp_path / "run", squares, resume=True, precision="bf16", log=said.append)
+    assert said[0] == (
+        "Note: precision: the run has 'fp32', now it is 'bf16'; the run goes on, but not bit for bit as it would have."
+    )
