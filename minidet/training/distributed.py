@@ -171,9 +171,9 @@ def launched_ranks() -> Ranks:
         ) from error
 
 
-def relaunched() -> bool:
-    """Whether torchrun starts these processes anew, after one of them died."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+def restarts() -> int:
+    """How often torchrun has started these processes anew, after one of them died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def choose_rank_device(wish: str | torch.device, ranks: Ranks) -> torch.device:
@@ -212,7 +212,11 @@ def process_group(device: torch.device, ranks: Ranks) -> Iterator[None]:
         torch.cuda.set_device(device)
     try:
         nccl = device.type == "cuda" and dist.is_nccl_available()
-        dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo")
+        # The place where ranks leave their addresses outlives them: a new life must not read those of the last one.
+        store, rank, size = next(iter(dist.rendezvous("env://")))
+        store = dist.PrefixStore(f"life {restarts()}", store)
+        backend = "cpu:gloo,cuda:nccl" if nccl else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size)
         yield
     except (dist.DistError, RuntimeError) as error:
         if not (isinstance(error, dist.DistError) or "gloo" in str(error)):

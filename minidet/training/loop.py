@@ -38,7 +38,7 @@ from minidet.training.distributed import (
     connected,
     launched_ranks,
     process_group,
-    relaunched,
+    restarts,
     span_of,
 )
 from minidet.training.ema import Ema
@@ -183,7 +183,7 @@ def train(
     run_dir = Path(run_dir)
 
     with process_group(device, ranks), computing(device, deterministic):
-        resume = resume or ranks.share(relaunched() and (run_dir / "config.json").is_file())
+        resume = resume or ranks.share(restarts() > 0 and (run_dir / "config.json").is_file())
         notes: list[str] = []
         if auto_batch:
             recipe, notes = choose_batch_size(
