@@ -249,8 +249,6 @@ def measure_gpu(options: Options, data: CocoDataset) -> dict[str, Any]:
     from minidet.data import loader as loader_module
 
     device = choose_device(options.device)
-    if options.compile:
-        loader_module.render_batch = torch.compile(loader_module.render_batch, dynamic=True)
     found: dict[str, Any] = {"compiled": options.compile, "batch": options.batch}
     for kept in ("gpu", "sent"):
         loader_module.SHARE_OF_GPU = 0.3 if kept == "gpu" else 0.0
@@ -263,6 +261,7 @@ def measure_gpu(options: Options, data: CocoDataset) -> dict[str, Any]:
             pin_memory=True,
             cache="ram",
             device=device,
+            compile=options.compile,
         )
         batches = max(options.samples // options.batch, 4)
         times = []
@@ -279,11 +278,11 @@ def measure_gpu(options: Options, data: CocoDataset) -> dict[str, Any]:
         painter = loader._painter
         batch = loader.samples.batch(keys(options.batch, len(data)), painted=False)
         for _ in range(3):
-            painter._paint(batch)
+            painter.paint(batch)
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         begin.record()
         for _ in range(10):
-            painter._paint(batch)
+            painter.paint(batch)
         end.record()
         torch.cuda.synchronize()
         found[kept] = {

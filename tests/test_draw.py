@@ -21,12 +21,14 @@ from minidet.draw import (
     MARKS,
     PALETTE,
     Drawing,
+    ScalingPanel,
     Scene,
     colour,
     describe_detections,
     draw_curves,
     draw_detections,
     draw_gallery,
+    draw_scaling,
     figure_png,
     mark,
     save_figure,
@@ -293,6 +295,38 @@ def test_rows_of_one_epoch_are_drawn_over_the_iterations():
     axes = draw_curves(metrics).axes[0]
     assert axes.get_xlabel() == "iteration"
     assert axes.lines[0].get_xdata().tolist() == [50, 100, 150]
+
+
+def test_scaling_is_drawn_on_logarithmic_axes_with_every_point_and_every_name():
+    curves = {"small, step": [(1, 20.0), (2, 38.0), (8, 160.0)], "large, step": [(1, 900.0), (8, 7300.0)]}
+    panel = ScalingPanel("time, ms", "images a batch", curves)
+    figure = draw_scaling([[panel, ScalingPanel("time, ms", "side, px", {}, power=2)]], "some processor")
+    axes = figure.axes[1]
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    assert axes.get_xlabel() == "images a batch"
+    drawn = [list(zip(*line.get_data(), strict=True)) for line in axes.lines if line.get_marker() != "None"]
+    assert drawn == list(curves.values())
+    low, high = axes.get_ylim()
+    assert (low, high) == (20, 10000)
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2", "8"]
+    for line in (line for line in axes.lines if line.get_marker() == "None"):  # the pale ones are proportional
+        (x0, x1), (y0, y1) = line.get_data()
+        assert y1 / y0 == pytest.approx(x1 / x0)
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert {"time, ms", "small, step", "large, step", "some processor"} <= set(texts)
+    assert "small, step: 20 at 1, 160 at 8" in figure.alt
+
+
+def test_names_of_curves_that_end_together_are_moved_apart():
+    curves = {name: [(1, 10.0), (2, 20.0)] for name in ("a", "b", "c")}
+    texts = draw_scaling([[ScalingPanel("time, ms", "images", curves)]]).axes[0].texts
+    heights = sorted(text.get_position()[1] for text in texts if text.get_text() in curves)
+    assert all(below - above >= 16 for above, below in itertools.pairwise(heights))
+
+
+@pytest.mark.parametrize("panels", [[], [[]], [[ScalingPanel("time, ms", "images", {"a": [], "b": [(3, 0.001)]})]]])
+def test_scaling_of_any_amount_is_drawn(panels: list):
+    assert pixels_of(draw_scaling(panels)).shape[2] == 3
 
 
 def test_the_same_input_gives_the_same_bytes_whatever_the_users_style(tmp_path: Path):

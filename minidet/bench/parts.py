@@ -26,9 +26,9 @@ from minidet.errors import MinidetError
 from minidet.evaluation.speed import count_gflops
 from minidet.training.ema import Ema
 from minidet.training.hardware import choose_device, choose_precision, describe_hardware
-from minidet.training.loop import training_step
 from minidet.training.recipe import make_optimizer, recipe_for
 from minidet.training.state import TrainingState
+from minidet.training.step import training_step
 
 PartName = Literal["inference", "postprocessing", "assignment", "step", "loader"]
 PARTS: tuple[PartName, ...] = get_args(PartName)

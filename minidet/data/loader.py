@@ -441,6 +441,7 @@ class TrainingLoader:
         part: slice = slice(None),
         size_for_step: SizeForStep | None = None,
         device: torch.device | None = None,
+        compile: bool = False,
         log: Callable[[str], None] = tqdm.write,
     ):
         self.samples = samples
@@ -455,8 +456,8 @@ class TrainingLoader:
             raise MinidetError("with resize 'shorter_side' every batch has a size of its own: leave size_for_step out.")
         self.skipped: dict[int, int] = {}
         self.log = log
-        self._painter = None if device is None else _Painter(samples, device)
-        self._steps = _Steps(self.order, size_for_step, part)
+        self._painter = None if device is None else _Painter(samples, device, compile)
+        self._steps = _Steps(self.order, part, size_for_step)
         self._loader = _data_loader(
             _Batches(samples, painted=device is None),
             workers,
@@ -482,20 +483,15 @@ class TrainingLoader:
         self.order.epoch, self.order.strong, self.order.start, self.order.stop = epoch, strong, start, stop
 
     def __iter__(self) -> Iterator[tuple[Tensor, list[dict]]]:
-        return self._finished(self._told(_results(self._loader)))
+        batches = self._told(_results(self._loader))
+        return map(_unpack, batches) if self._painter is None else self._painter.painted(batches)
 
     def batch(self, epoch: int, strong: bool, number: int) -> tuple[Tensor, list[dict]]:
-        """One batch of an epoch once more, the same bytes, prepared in this process."""
+        """One batch of an epoch once more, the same bytes; no iteration may be going on any more."""
         self.set_epoch(epoch, strong, start=number, stop=number + 1)
-        (step,) = self._steps
-        return next(self._finished(iter([self.samples.batch(*step, painted=self._painter is None)])))
-
-    def _finished(self, batches: Iterator[Batch]) -> Iterator[tuple[Tensor, list[dict]]]:
-        if self._painter is not None:
-            yield from self._painter.painted(batches)
-        else:
-            for batch in batches:
-                yield batch.frames.permute(0, 3, 1, 2), _targets(batch.boxes, batch.labels, batch.owners)
+        ((keys, size_hw),) = self._steps
+        batch = self.samples.batch(keys, size_hw, painted=self._painter is None)
+        return _unpack(batch) if self._painter is None else self._painter.paint(batch)
 
     def _told(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Count the pictures that were skipped, and name each once."""
@@ -525,6 +521,7 @@ def training_loader(
     bad_images: BadImages = "stop",
     size_for_step: SizeForStep | None = None,
     device: torch.device | None = None,
+    compile: bool = False,
     log: Callable[[str], None] = tqdm.write,
 ) -> TrainingLoader:
     """Batches of augmented pictures, all full, in the same order and with the same bytes whenever the seed is the same.
@@ -550,6 +547,7 @@ def training_loader(
             painted in that size at once. None: always `size_hw`.
         device: a GPU that paints and then holds the batches; plans are drawn here. None: batches are painted on the
             CPU and stay there.
+        compile: turn the painting on `device` into one kernel or two, which takes a minute when the first batch comes.
         log: takes every line of text that is told.
 
     Raises:
@@ -562,7 +560,9 @@ def training_loader(
     samples = TrainingSamples(
         dataset, augmentation, size_hw, seed, cache, cache_bytes, progress, resize, fill, bad_images, log
     )
-    return TrainingLoader(samples, batch_size, workers, pin_memory, skip_empty, part, size_for_step, device, log)
+    return TrainingLoader(
+        samples, batch_size, workers, pin_memory, skip_empty, part, size_for_step, device, compile, log
+    )
 
 
 class _Painter:
@@ -571,8 +571,9 @@ class _Painter:
     All pictures are kept there if they fit; otherwise those that a batch needs come with it.
     """
 
-    def __init__(self, samples: TrainingSamples, device: torch.device):
+    def __init__(self, samples: TrainingSamples, device: torch.device, compile: bool = False):
         self.device = device
+        self.render = torch.compile(render_batch, dynamic=True) if compile else render_batch
         self.fill = torch.from_numpy(fill_colour(samples.fill).copy()).to(device)
         self.pixels: Tensor | None = None
         if samples.pictures.kept_in != "none" and samples.pictures.bytes <= SHARE_OF_GPU * _free_on(device):
@@ -582,7 +583,7 @@ class _Painter:
     def painted(self, batches: Iterator[Batch]) -> Iterator[tuple[Tensor, list[dict]]]:
         if self.device.type != "cuda":
             for batch in batches:
-                yield self._paint(batch)
+                yield self.paint(batch)
             return
         training = torch.cuda.current_stream(self.device)
         own = torch.cuda.Stream(self.device)
@@ -590,7 +591,7 @@ class _Painter:
         waiting = None
         for batch in batches:
             with torch.cuda.stream(own):
-                images, targets = self._paint(batch)
+                images, targets = self.paint(batch)
                 done = own.record_event()
             if waiting is not None:
                 yield self._handed_over(*waiting)
@@ -598,13 +599,13 @@ class _Painter:
         if waiting is not None:
             yield self._handed_over(*waiting)
 
-    def _paint(self, batch: Batch) -> tuple[Tensor, list[dict]]:
+    def paint(self, batch: Batch) -> tuple[Tensor, list[dict]]:
         def sent(tensor: Tensor) -> Tensor:
             return tensor.to(self.device, non_blocking=True)
 
         plans, pixels = batch.frames
         pixels = self.pixels if pixels is None else sent(pixels)
-        images = render_batch(pixels, PlanTensors(*map(sent, plans)), batch.size_hw, self.fill)
+        images = self.render(pixels, PlanTensors(*map(sent, plans)), tuple(batch.size_hw), self.fill)
         return images, _targets(sent(batch.boxes), sent(batch.labels), batch.owners)
 
     def _handed_over(self, images: Tensor, targets: list[dict], done: torch.cuda.Event) -> tuple[Tensor, list[dict]]:
@@ -660,8 +661,8 @@ def evaluation_loader(dataset: Dataset, batch_size: int, workers: int = 0) -> Ev
 class _Steps:
     """What each step needs: the keys of its samples, and its size where that changes."""
 
-    def __init__(self, order: TrainingOrder, size_for_step: SizeForStep | None, part: slice):
-        self.order, self.size_for_step, self.part = order, size_for_step, part
+    def __init__(self, order: TrainingOrder, part: slice, size_for_step: SizeForStep | None):
+        self.order, self.part, self.size_for_step = order, part, size_for_step
 
     def __len__(self) -> int:
         return len(self.order)
@@ -790,6 +791,10 @@ def _columns(samples: Sequence[Any]) -> Any:
     """[(image, target), ...] -> (images, targets)."""
     error = next((sample for sample in samples if isinstance(sample, MinidetError)), None)
     return error or tuple(map(list, zip(*samples, strict=True)))
+
+
+def _unpack(batch: Batch) -> tuple[Tensor, list[dict]]:
+    return batch.frames.permute(0, 3, 1, 2), _targets(batch.boxes, batch.labels, batch.owners)
 
 
 def _targets(boxes: Tensor, labels: Tensor, owners: list[tuple[int, int]]) -> list[dict]:

@@ -144,7 +144,7 @@ class PictureStore:
             rows = self.pixels.numpy()
             rows.setflags(write=False)
             return rows
-        if self._mapped is None:  # each process maps the file for itself
+        if self._mapped is None:  # a spawned worker maps the file for itself
             self._mapped = np.memmap(self.path, dtype=np.uint8, mode="r", shape=(int(self.starts[-1]), 3))
         return self._mapped
 
@@ -191,11 +191,13 @@ class PictureStore:
         if self.errors and not self._skip_bad:
             raise DataError(next(iter(self.errors.values())))
         self.path, self.kept_in = path, "disk"
+        self._rows()  # mapped now: forked workers share it, and it outlives the name of the file
 
     def _build(self, path: Path, prefix: str, cache: Cache) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         for other in path.parent.iterdir():  # of pictures that have changed since, or of a run that was killed
-            if other.name.lstrip(".").startswith(prefix):
+            # The file itself stays until it is replaced: another process may have just finished it.
+            if other != path and other.name.lstrip(".").startswith(prefix):
                 with contextlib.suppress(OSError):
                     if other.suffix != ".part" or time.time() - other.stat().st_mtime > ABANDONED:
                         other.unlink()

@@ -25,6 +25,9 @@ from minidet.data.plan import Placement, Rect, SamplePlan, hull
 cv2.setNumThreads(0)
 
 
+LARGEST_DETOUR = 4  # times the frame, that a picture may be resized to before a part of it is taken
+
+
 def render(
     plan: SamplePlan,
     pictures: Mapping[int, np.ndarray],
@@ -104,6 +107,8 @@ def _resized_into(region: np.ndarray, rect: Rect, matrix: np.ndarray, picture: n
     left = x + (scale_x - 1) / 2 if mirrored else x - (scale_x - 1) / 2  # of the resized picture, by a centre
     top = y - (scale_y - 1) / 2
     if abs(left - round(left)) > 1e-6 or abs(top - round(top)) > 1e-6:
+        return False
+    if scale_x * scale_y * picture.size > LARGEST_DETOUR * region.size:  # most of it would be cut away again
         return False
     resized = picture
     if (scale_x, scale_y) != (1, 1):

@@ -7,6 +7,7 @@ from minidet.draw.curves import draw_curves
 from minidet.draw.figure import Drawing, figure_png, save_figure
 from minidet.draw.palette import MARKS, PALETTE, colour, mark, text_colour
 from minidet.draw.pictures import draw_detections, draw_gallery
+from minidet.draw.scaling import ScalingPanel, draw_scaling
 from minidet.draw.scene import Scene, describe_detections
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "AblationPanel",
     "AblationRow",
     "Drawing",
+    "ScalingPanel",
     "Scene",
     "colour",
     "describe_detections",
@@ -22,6 +24,7 @@ __all__ = [
     "draw_curves",
     "draw_detections",
     "draw_gallery",
+    "draw_scaling",
     "figure_png",
     "mark",
     "save_figure",

@@ -250,6 +250,7 @@ def train(
             bad_images=bad_images,
             size_for_step=None if recipe.multi_scale is None else size_for_step,
             device=device if device.type == "cuda" else None,
+            compile=compiled,
             log=log,
         )
         if not len(loader.samples.with_objects):

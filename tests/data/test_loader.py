@@ -527,6 +527,21 @@ def test_any_number_of_threads_gives_the_same_batches():
     assert same_batches(found[0], found[2])
 
 
+@pytest.mark.parametrize("device", [None, torch.device("cpu")])
+def test_parts_make_up_the_whole_batch_and_any_batch_can_be_made_again(device):
+    options = {"batch_size": 4, "size_for_step": changing_size, "device": device}
+    whole, first, rest = (
+        training_loader(Pictures(10), PUBLISHED, SIZE_HW, part=part, **options)
+        for part in (slice(None), slice(0, 1), slice(1, 4))
+    )
+    for loader in (whole, first, rest):
+        loader.set_epoch(1, strong=True)
+    batches = list(whole)
+    for (images, targets), (image, target), (others, other_targets) in zip(batches, first, rest, strict=True):
+        assert same_batches([(images, targets)], [(torch.cat([image, others]), target + other_targets)])
+    assert same_batches([whole.batch(1, True, 2)], [batches[2]])
+
+
 @pytest.mark.parametrize("cache", ["none", "ram"])  # pictures are sent with a batch, or all kept by the painter
 @pytest.mark.parametrize("workers", [0, 1])
 def test_batches_painted_on_a_device_have_the_same_boxes_and_nearly_the_same_pixels(cache, workers):

@@ -81,6 +81,14 @@ def test_a_file_is_built_once_and_found_by_every_later_run(data, monkeypatch):
     assert len(files(data)) == 1
 
 
+def test_a_file_that_is_replaced_or_removed_stays_readable_for_the_run_that_uses_it(data):
+    pictures = store(data)
+    expected = np.array(pictures[0])
+    Image.fromarray(np.zeros((20, 30, 3), dtype=np.uint8)).save(data.images_path / "0.png")
+    assert not store(data)[0].any()
+    assert np.array_equal(pictures[0], expected)
+
+
 def test_threads_that_fill_a_cache_change_nothing(data):
     alone, together = store(data, "ram"), store(data, "ram", threads=3)
     assert alone.pixels.equal(together.pixels)

@@ -193,8 +193,8 @@ def test_pictures_and_boxes_are_distributed_as_in_the_published_way():
     """Two independent draws of 240 pictures, one painted in one pass, the other step by step."""
     count = 240
     data = SmoothPictures(40, contrast=160)
-    fast = TrainingSamples(data, PUBLISHED, (96, 96), seed=11)
-    slow = TrainingSamples(data, PUBLISHED, (96, 96), seed=12)
+    fast = TrainingSamples(data, PUBLISHED, (64, 64), seed=11)
+    slow = TrainingSamples(data, PUBLISHED, (64, 64), seed=12)
     keys = [SampleKey(i % 40, i // 40, True) for i in range(count)]
     (images_a, rows_a), (images_b, rows_b) = (
         described(map(fast.__getitem__, keys)),
