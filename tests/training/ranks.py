@@ -19,10 +19,10 @@ import torch
 
 from minidet.data.coco import CocoDataset
 from minidet.errors import MinidetError
-from minidet.training import loop
+from minidet.training import run as progress
 from tests.training.squares import SMALL, run, tiny_model
 
-loop.save_pictures = lambda *args: None
+progress.save_pictures = lambda *args: None
 
 
 @contextlib.contextmanager
@@ -38,7 +38,7 @@ def in_double_precision():
 def main(data: Path, folder: Path, options: dict) -> int:
     torch.set_num_threads(1)
     rank, losses = int(os.environ.get("RANK", "0")), []
-    step = loop.training_step
+    step = progress.training_step
 
     def spied(state, *args):
         if options.get("signal") and state.iteration == options["at"] and rank == options["rank"]:
@@ -51,7 +51,7 @@ def main(data: Path, folder: Path, options: dict) -> int:
             step(state, *args)
         losses.append(state.losses.latest)
 
-    loop.training_step = spied
+    progress.training_step = spied
     recipe = dataclasses.replace(SMALL, **options.get("recipe", {}))
     model = tiny_model()
     if options.get("double"):  # what remains is not rounding, which a new network's first steps multiply, but logic

@@ -224,7 +224,7 @@ def test_an_ablation_is_not_for_several_processes(monkeypatch, squares, tmp_path
 
 
 def test_one_process_under_torchrun_is_an_ordinary_run(monkeypatch, squares, tmp_path):
-    monkeypatch.setattr("minidet.training.loop.save_pictures", lambda *args: None)
+    monkeypatch.setattr("minidet.training.run.save_pictures", lambda *args: None)
     for name, value in {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}.items():
         monkeypatch.setenv(name, str(value))
     assert len(run(tmp_path / "run", squares).metrics) == 4

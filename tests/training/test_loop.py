@@ -19,7 +19,7 @@ from tests.training.squares import SMALL, assert_same_state, run, tiny_model, wr
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch):
     """Drawing takes longer than training here; the run `whole` is made before this takes effect, and has pictures."""
-    monkeypatch.setattr("minidet.training.loop.save_pictures", lambda *args: None)
+    monkeypatch.setattr("minidet.training.run.save_pictures", lambda *args: None)
 
 
 # What a run leaves behind ---------------------------------------------------------------------------------------------

@@ -286,14 +286,14 @@ def test_a_backbone_factor_needs_a_backbone():
 
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch):
-    monkeypatch.setattr("minidet.training.loop.save_pictures", lambda *args: None)
+    monkeypatch.setattr("minidet.training.run.save_pictures", lambda *args: None)
 
 
 @pytest.fixture(scope="module")
 def stepped(squares, tmp_path_factory):
     """Seven steps in epochs of three, without interruption."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("minidet.training.loop.save_pictures", lambda *args: None)
+        patch.setattr("minidet.training.run.save_pictures", lambda *args: None)
         return run(tmp_path_factory.mktemp("stepped") / "run", squares, STEPS)
 
 

@@ -40,7 +40,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch):
     """Drawing takes longer than training here; the run `whole` is made before this takes effect, and has pictures."""
-    monkeypatch.setattr("minidet.training.loop.save_pictures", lambda *args: None)
+    monkeypatch.setattr("minidet.training.run.save_pictures", lambda *args: None)
 
 
 # Ctrl-C, SIGKILL, damaged files ---------------------------------------------------------------------------------------
@@ -77,7 +77,7 @@ def test_a_second_ctrl_c_stops_at_once(squares, tmp_path):
 
 
 def test_ctrl_c_during_an_evaluation_need_not_wait_for_it(whole, squares, tmp_path, monkeypatch):
-    monkeypatch.setattr("minidet.training.loop.evaluate", lambda *args, **options: press_ctrl_c(None))
+    monkeypatch.setattr("minidet.training.run.evaluate", lambda *args, **options: press_ctrl_c(None))
     stopped = run(tmp_path / "run", squares)
     assert stopped.interrupted
     assert [row["epoch"] for row in stopped.metrics] == [1]
@@ -133,9 +133,9 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from minidet.data.coco import CocoDataset
-from minidet.training import loop
+from minidet.training import run as progress
 from tests.training.squares import run
-loop.save_pictures = lambda *args: None
+progress.save_pictures = lambda *args: None
 data = CocoDataset(Path(sys.argv[1]) / "annotations.json", Path(sys.argv[1]))
 folder = Path(sys.argv[2])
 result = run(folder, data, resume=(folder / "config.json").exists(), workers=1)
@@ -381,12 +381,12 @@ def test_a_loader_worker_that_dies_ends_the_run_with_the_last_checkpoint_named(
     if moment == "in a step":
         at_forward(model, 4, kill)
     else:
-        monkeypatch.setattr("minidet.training.loop.epoch_line", kill)
+        monkeypatch.setattr("minidet.training.run.epoch_line", kill)
     with pytest.raises(
         minidet.MinidetError, match=r"(?s)killed by SIGKILL.*last good checkpoint is .*epoch_000[12]\.pt"
     ):
         run(tmp_path / "run", squares, model=model, workers=1)
     monkeypatch.undo()
-    monkeypatch.setattr("minidet.training.loop.save_pictures", lambda *args: None)
+    monkeypatch.setattr("minidet.training.run.save_pictures", lambda *args: None)
     run(tmp_path / "run", squares, resume=True)
     assert_same_state(latest_checkpoint(tmp_path / "run"), latest_checkpoint(whole.run_dir))

@@ -25,7 +25,7 @@ ODD_SIZES = [(37, 1000), (1000, 37), (2000, 3), (5, 5), (1, 1), (64, 96), (120, 
 
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch):
-    monkeypatch.setattr("minidet.training.loop.save_pictures", lambda *args: None)
+    monkeypatch.setattr("minidet.training.run.save_pictures", lambda *args: None)
 
 
 def small_yolof(**changes) -> minidet.detectors.Detector:
