@@ -106,7 +106,7 @@ def test_a_stretch_of_a_data_set_is_that_part_of_it(squares):
 def test_the_parts_of_a_batch_together_are_the_batch(squares):
     order = TrainingOrder(12, batch_size=6, seed=3)
     whole = list(order)
-    parts = [[keys for keys, _ in _Steps(order, None, slice(start, start + 2))] for start in (0, 2, 4)]
+    parts = [[keys for keys, _ in _Steps(order, slice(start, start + 2), None)] for start in (0, 2, 4)]
     assert [[key for part in parts for key in part[number]] for number in range(len(order))] == whole
 
 
