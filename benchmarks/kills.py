@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 import tyro
+from safetensors.torch import load_file
 
 from minidet.data.shapes import ShapesConfig, make_shapes
 from minidet.files import read_json, write_json
@@ -95,11 +96,19 @@ def disturbed(data: Path, run: Path, most: int, whole: float, chance: random.Ran
                 "victim": victim,
                 "after_seconds": round(time.perf_counter() - started, 2),
                 "exit_code": code,
+                "said": last_words(run),
                 "newest_checkpoint": newest.name if newest else None,
                 "epochs_written": len(read_metrics(run / "metrics.jsonl")),
             }
         )
         print(f"kill {len(kills)}: {kills[-1]}", flush=True)
+
+
+def last_words(run: Path) -> str | None:
+    """The error that the process told, if it had the time; a traceback would be a fault."""
+    lines = run.with_suffix(".said").read_text(errors="replace").splitlines()
+    found = [line for line in lines if line.startswith(("error:", "Traceback"))]
+    return found[0].replace(str(run), "RUN") if found else None
 
 
 def killed_in_vain(run: Path) -> bool:
@@ -115,19 +124,24 @@ def arguments(data: Path | str, run: Path | str) -> list[str]:
 
 def start(data: Path, run: Path, resume: bool = False) -> subprocess.Popen:
     command = [sys.executable, "-m", "minidet", *arguments(data, run), *(["--resume"] if resume else [])]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with open(run.with_suffix(".said"), "wb") as said:
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said)
 
 
 def differences(reference: Path, run: Path) -> list[str]:
     """What two finished runs do not have in common, bit for bit."""
-    ours, theirs = (dict(flat(load_checkpoint(latest_checkpoint(each)))) for each in (run, reference))
+
+    def content(folder: Path) -> dict[str, Any]:
+        # Tensors of the weight files, not their bytes: safetensors writes the lines of its header in any order.
+        names = "last.safetensors", "best.safetensors"
+        weights = {f"{name}/{key}": each for name in names for key, each in load_file(folder / name).items()}
+        return weights | dict(flat(load_checkpoint(latest_checkpoint(folder))))
+
+    ours, theirs = content(run), content(reference)
     found = sorted(ours.keys() ^ theirs.keys())
     for name in ours.keys() & theirs.keys():
         a, b = ours[name], theirs[name]
         if not (torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b):
-            found.append(name)
-    for name in ("last.safetensors", "best.safetensors"):
-        if (run / name).read_bytes() != (reference / name).read_bytes():
             found.append(name)
     rows = [
         [{key: value for key, value in row.items() if "seconds" not in key} for row in read_metrics(each)]

@@ -730,15 +730,18 @@ def _results(loader: DataLoader) -> Iterator[Any]:
     Raises:
         MinidetError: from a worker, or because one was killed.
     """
-    with _without_alarm():
-        results = iter(loader)
+    results = None
     while True:
         try:
+            if results is None:
+                with _without_alarm():
+                    results = iter(loader)  # asks workers from an earlier iteration whether they are ready
             result = next(results)
         except StopIteration:
             return
         except RuntimeError as error:
-            dead = [process for process in getattr(results, "_workers", []) if not process.is_alive()]
+            workers = getattr(results or loader._iterator, "_workers", [])
+            dead = [process for process in workers if not process.is_alive()]
             if not dead and not re.match("DataLoader worker", str(error)):
                 raise
             loader._iterator = None  # the next iteration starts new processes

@@ -368,12 +368,25 @@ def test_a_picture_that_cannot_be_read_stops_the_run_or_is_skipped_and_counted(t
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
-def test_a_loader_worker_that_dies_ends_the_run_with_the_last_checkpoint_named(whole, squares, tmp_path):
-    def kill(output):
+@pytest.mark.parametrize("moment", ["in a step", "between two epochs"])
+def test_a_loader_worker_that_dies_ends_the_run_with_the_last_checkpoint_named(
+    whole, squares, tmp_path, monkeypatch, moment
+):
+    def kill(*args):
         for worker in multiprocessing.active_children():
             os.kill(worker.pid, signal.SIGKILL)
+            worker.join()
 
-    with pytest.raises(minidet.MinidetError, match=r"(?s)process.*last good checkpoint is .*epoch_000[12]\.pt"):
-        run(tmp_path / "run", squares, model=at_forward(tiny_model(), 4, kill), workers=1)
+    model = tiny_model()
+    if moment == "in a step":
+        at_forward(model, 4, kill)
+    else:
+        monkeypatch.setattr("minidet.training.loop.epoch_line", kill)
+    with pytest.raises(
+        minidet.MinidetError, match=r"(?s)killed by SIGKILL.*last good checkpoint is .*epoch_000[12]\.pt"
+    ):
+        run(tmp_path / "run", squares, model=model, workers=1)
+    monkeypatch.undo()
+    monkeypatch.setattr("minidet.training.loop.save_pictures", lambda *args: None)
     run(tmp_path / "run", squares, resume=True)
     assert_same_state(latest_checkpoint(tmp_path / "run"), latest_checkpoint(whole.run_dir))
