@@ -108,13 +108,13 @@ def keys(count: int, images: int) -> list[SampleKey]:
     return [SampleKey(number % images, number // images, True) for number in range(count)]
 
 
-def seconds_of(samples: TrainingSamples, count: int) -> float:
-    """Time for so many training pictures in batches, as training gets them."""
+def seconds_of(samples: TrainingSamples, count: int) -> tuple[float, float]:
+    """Time for so many training pictures in batches, as training gets them: by the clock, and of all processors."""
     wanted = keys(count, len(samples))
-    started = time.perf_counter()
+    started = time.perf_counter(), time.process_time()
     for start in range(0, count, BATCH):
         samples.batch(wanted[start : start + BATCH])
-    return time.perf_counter() - started
+    return time.perf_counter() - started[0], time.process_time() - started[1]
 
 
 def breakdown(samples: TrainingSamples, count: int) -> dict[str, float]:
@@ -140,7 +140,7 @@ def breakdown(samples: TrainingSamples, count: int) -> dict[str, float]:
         samples.planner.plan = timed("plan", plan)
         samples.pictures = _Timed(pictures, timed("decode", pictures.__getitem__))
         torch.set_num_threads(1)
-        whole = seconds_of(samples, count)
+        whole, _ = seconds_of(samples, count)
     finally:
         for part, original in originals.items():
             setattr(render_module, part, original)
@@ -194,16 +194,16 @@ def official_datasets(path: Path, folder: Path) -> dict[str, Any]:
     return found
 
 
-def official_seconds(dataset: Any, count: int, threads: int) -> float:
+def official_seconds(dataset: Any, count: int, threads: int) -> tuple[float, float]:
     """The same number of pictures in batches of float32, as its loader collates them."""
     wanted = [(True, number % len(dataset)) for number in range(count)]
-    started = time.perf_counter()
+    started = time.perf_counter(), time.process_time()
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, count, BATCH):
             rows = list(pool.map(dataset.__getitem__, wanted[start : start + BATCH]))
             torch.stack([torch.from_numpy(row[0]) for row in rows])
             torch.stack([torch.from_numpy(row[1]) for row in rows])
-    return time.perf_counter() - started
+    return time.perf_counter() - started[0], time.process_time() - started[1]
 
 
 # Statistics ---------------------------------------------------------------------------------------------------------
@@ -306,20 +306,19 @@ def measure(options: Options, folder: Path) -> dict[str, Any]:
         "ram": TrainingSamples(data, RECIPE, SIZE_HW, cache="ram"),
     }
     official = {} if options.official is None else official_datasets(options.official, folder)
-    times: dict[str, list[float]] = {}
+    times: dict[str, list[tuple[float, float]]] = {}  # seconds a picture, by the clock and of all processors
+    few = max(options.samples // 2, BATCH)
     for turn in range(options.turns + 1):  # the first one warms up
         for place, of_ours in samples.items():
-            taken = {f"minidet, {place}": seconds_of(of_ours, options.samples)}
+            taken = {f"minidet, {place}": (seconds_of(of_ours, options.samples), options.samples)}
             if official:
                 random.seed(turn)
-                few = max(options.samples // 2, BATCH)
-                seconds = official_seconds(official[place], few, options.threads)
-                taken[f"official, {place}"] = seconds * options.samples / few
-            for name, seconds in taken.items():
-                times.setdefault(name, []).append(seconds)
-    record["pictures a second"] = {
-        name: round(options.samples / float(np.median(each[1:])), 1) for name, each in times.items()
-    }
+                taken[f"official, {place}"] = (official_seconds(official[place], few, options.threads), few)
+            for name, (seconds, count) in taken.items():
+                times.setdefault(name, []).append((seconds[0] / count, seconds[1] / count))
+    medians = {name: np.median(each[1:], axis=0) for name, each in times.items()}
+    record["pictures a second"] = {name: round(1 / float(each[0]), 1) for name, each in medians.items()}
+    record["ms of processor time a picture"] = {name: round(1000 * float(each[1]), 2) for name, each in medians.items()}
     record["ms of one thread a picture"] = {
         place: breakdown(of_ours, min(options.samples, 128)) for place, of_ours in samples.items()
     }
