@@ -1,0 +1,1 @@
+"""Explorers: interactive views over the pictures of `minidet.draw` and the library's own modules (needs anywidget)."""
