@@ -59,17 +59,17 @@ class Channel {
     model.on("comm_live_update", () => this.lose());
   }
 
-  /** Ask for the answer to a state. `make` gives [plain values, list of ArrayBuffers] when the time to send has come. */
+  /** Ask for the answer to a state. `make(seq)` gives [plain values, ArrayBuffers] when the time to send has come. */
   ask(make) {
     this.newest = make;
     if (!this.underWay) this.send();
   }
 
   send() {
-    const [state, buffers] = this.newest();
+    this.seq += 1;
+    const [state, buffers] = this.newest(this.seq);
     this.newest = null;
     this.underWay = true;
-    this.seq += 1;
     clearTimeout(this.timer);
     if (this.gone) return this.lose();
     this.timer = setTimeout(() => this.tell("silent", "The kernel does not answer yet. If it runs other cells, the "

@@ -59,6 +59,9 @@ def pack(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, list], bytes]:
 class Explorer(anywidget.AnyWidget):
     """Base of the explorers. A subclass implements `compute` and `figure`, and names its script and style sheet.
 
+    It sets its traits *before* it calls `super().__init__()`, which opens the way to the front end: so no view begins
+    empty.
+
     Traits, all read by the view:
         scene: what stays while people play, as plain JSON values: choices, ranges, names.
         picture: what `answer` is drawn on, as PNG.
