@@ -187,6 +187,8 @@ class Store {
 
 // ---- drawing --------------------------------------------------------------------------------------------------------
 
+const GLYPHS = { o: "●", s: "■", "^": "▲", D: "◆", v: "▼", P: "✚", X: "✖" }; // the same shapes in text
+
 /** The outline of a level's mark, side by side with `MARKS` of minidet/draw/palette.py. */
 function outline(context, shape, x, y, side) {
   const r = side / 2;
@@ -242,14 +244,21 @@ const markSize = (cell) => clamp(0.62 * cell, 5, 17);
 const NUMBERED = 11; // marks from this size on carry a number
 const LISTED = 14; // marks of lists are at least so large, for their rank
 
+/** The picture in the pixels of a canvas, so that drawing it in every frame is only copying. */
+function scaled(bitmap, canvas) {
+  const made = new OffscreenCanvas(canvas.width, canvas.height);
+  const context = made.getContext("2d");
+  context.imageSmoothingEnabled = canvas.width < 6 * bitmap.width; // single pixels are to be seen as squares
+  context.imageSmoothingQuality = "high";
+  context.drawImage(bitmap, 0, 0, made.width, made.height);
+  return made;
+}
+
 /** Draw one panel: picture, objects, marks of the kernel's answer. `scale` is pixels of the screen for one of the picture. */
-function drawPanel(context, store, index, scale) {
-  const { scene, state, answer, arrays } = store;
+function drawPanel(context, store, index, scale, backdrop) {
+  const { state, answer, arrays } = store;
   const { width, height } = store.size;
-  context.imageSmoothingEnabled = scale < 6;
-  context.fillStyle = "#808080";
-  context.fillRect(0, 0, width * scale, height * scale);
-  if (store.bitmap) context.drawImage(store.bitmap, 0, 0, width * scale, height * scale);
+  if (backdrop) context.drawImage(backdrop, 0, 0, width * scale, height * scale);
   const panel = answer.panels[index];
   if (!panel || answer.image !== state.image) return;
   const unowned = new Set(panel.unowned);
@@ -389,14 +398,15 @@ function write(node, text) {
 
 /** A table of the kernel's words: cells are text, or [text, heat]. */
 function fillTable(node, scene, text, columns, rows) {
-  const cell = (value, column) => {
+  const isWords = (value) => typeof value === "string" && /[a-z]{3}/i.test(value);
+  const cell = (value) => {
     const [words, heat] = Array.isArray(value) ? value : [value, null];
     const style = heat === null ? null : `background:${heatColour(scene.heat, heat)};color:${heat < 0.5 ? "#000000" : "#ffffff"}`;
-    return element("td", { style, "data-wide": column > 0 && String(words).length > 24 }, String(words));
+    return element("td", { style, "data-words": isWords(words) }, String(words));
   };
+  const head = (name, i) => element("th", { scope: "col", "data-words": isWords(rows[0][i]) }, name);
   const table = columns.length && rows.length
-    ? element("table", {}, element("tr", {}, ...columns.map((name) => element("th", { scope: "col" }, name))),
-      ...rows.map((row) => element("tr", {}, ...row.map(cell))))
+    ? element("table", {}, element("tr", {}, ...columns.map(head)), ...rows.map((row) => element("tr", {}, ...row.map(cell))))
     : null;
   node.replaceChildren(...[text ? element("p", {}, text) : null, table].filter(Boolean));
 }
@@ -424,10 +434,9 @@ class Panel {
     this.sizes = element("div", { class: "minidet-numbers", "data-part": "sizes" });
     const table = element("table", { class: "minidet-objects" }, element("thead", {}, this.objectsHead), this.objects);
     this.node = element("section", { class: "minidet-panel", "data-panel": index }, this.head,
-      element("div", {}, this.frame, this.levels),
+      element("div", { class: "minidet-words" }, this.frame, this.levels, this.slot),
       element("div", { class: "minidet-words" }, this.status, this.explanation,
         element("details", { open: true }, element("summary", {}, "Dials"), this.dials),
-        this.slot,
         element("details", { open: true }, element("summary", {}, "Objects and their slots"),
           element("div", { class: "minidet-numbers", "data-part": "objects" }, table), this.sizes)));
     for (const name of ["pointerdown", "pointermove", "pointerup", "pointercancel", "pointerleave", "keydown"]) {
@@ -489,7 +498,7 @@ class Panel {
           this.choice.hidden = event.target.checked ? others : [...others, level];
           store.ask();
         },
-      }), `stride ${stride}: `, this.levelCounts[level])));
+      }), `${GLYPHS[scene.shapes[level % scene.shapes.length]]} stride ${stride}: `, this.levelCounts[level])));
     this.makeDials(rule);
     this.objectsHead.replaceChildren(...["object", "size, px", ...this.strides.map((stride) => `stride ${stride}`), "slots"]
       .map((name) => element("th", { scope: "col" }, name)));
@@ -575,8 +584,8 @@ class Panel {
     const named = lost.slice(0, 12).join(", ") + (lost.length > 12 ? ` and ${lost.length - 12} more` : "");
     this.status.replaceChildren(
       element("span", { "data-count": "positives" }, element("b", {}, String(positives)), " positive"),
-      element("span", { "data-count": "ignored" }, element("b", {}, String(ignored)), " ignored"),
-      element("span", { "data-count": "conflicts" }, element("b", {}, String(conflicts)), conflicts === 1 ? " conflict" : " conflicts"),
+      element("span", { "data-count": "ignored" }, element("b", {}, String(ignored)), " ✕ ignored"),
+      element("span", { "data-count": "conflicts" }, element("b", {}, String(conflicts)), conflicts === 1 ? " ◌ conflict" : " ◌ conflicts"),
       ...(lost.length ? [element("span", { class: "minidet-alarm", "data-count": "unowned" },
         `${lost.length === 1 ? "Object" : "Objects"} without any slot: ${named}`)] : []));
   }
@@ -638,9 +647,13 @@ class Panel {
       this.canvas.style.width = this.stage.style.width = `${w}px`;
       this.canvas.style.height = this.stage.style.height = `${h}px`;
     }
+    if (store.bitmap && (this.backdropOf !== store.bitmap || this.backdrop.width !== this.canvas.width || this.backdrop.height !== this.canvas.height)) {
+      this.backdropOf = store.bitmap;
+      this.backdrop = scaled(store.bitmap, this.canvas);
+    }
     const context = this.canvas.getContext("2d");
     context.setTransform(density, 0, 0, density, 0, 0);
-    drawPanel(context, store, this.index, this.scale);
+    drawPanel(context, store, this.index, this.scale, this.backdrop);
     const words = this.answer ? this.answer.words : "";
     const selected = store.state.selected >= 0 ? ` Object ${store.name(store.state.selected)} is selected.` : "";
     const label = `Picture with ${store.state.boxes.length} objects. ${words}${selected}`;

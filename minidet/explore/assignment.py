@@ -6,7 +6,7 @@ The network runs once for each picture and model. Its dense predictions are kept
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -327,17 +327,14 @@ class AssignmentBench:
 
     def alt(self, state: State, numbers: Sequence[PanelNumbers]) -> str:
         """The state in words, for those who cannot see it."""
-        objects = _count(len(state.labels), "object")
-        texts = []
+        texts = [f"Assignment explorer: a picture with {_count(len(state.labels), 'object')}."]
         for choice, panel in zip(state.panels, numbers, strict=True):
+            steps = steps_of(panel.rule)
+            step = f", step {choice.step + 1}, {steps[choice.step][0]}" if choice.step < len(steps) - 1 else ""
             strides = self.ground(choice.model, state.image).strides
-            levels = ", ".join(
-                f"{count} on stride {stride}"
-                for count, stride in zip(panel.per_level.sum(axis=0), strides, strict=True)
-            )
-            names = f"{self.models[choice.model][0]}, {type(panel.rule).__name__}"
-            texts.append(f"{names}: {in_words(panel)} ({levels})")
-        return f"Assignment explorer: a picture with {objects}. {' '.join(texts)}"
+            name = f"{self.models[choice.model][0]}, {type(panel.rule).__name__}"
+            texts.append(f"{name}{step}: {in_words(panel, strides)}")
+        return " ".join(texts)
 
 
 @contextmanager
@@ -351,10 +348,13 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def in_words(panel: PanelNumbers) -> str:
-    """What came out, in one line."""
-    parts = [_count(panel.positives, "positive slot"), f"{panel.ignored} ignored", _count(panel.conflicts, "conflict")]
-    text = ", ".join(parts) + "."
+def in_words(panel: PanelNumbers, strides: Sequence[int] = ()) -> str:
+    """What came out, in one line; with `strides` also how many slots each level has."""
+    positives = _count(panel.positives, "positive slot")
+    if strides:
+        counts = zip(panel.per_level.sum(axis=0), strides, strict=True)
+        positives += f" ({', '.join(f'{count} on stride {stride}' for count, stride in counts)})"
+    text = f"{positives}, {panel.ignored} ignored, {_count(panel.conflicts, 'conflict')}."
     if panel.unowned:
         rows = [str(row + 1) for row in panel.unowned]
         listed = ", ".join(rows[:8]) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
@@ -438,6 +438,10 @@ def read_scenes(data: Any) -> tuple[Scene, ...]:
         DataError: it is none of these, and which one is not.
     """
     is_one = hasattr(data, "image") or (isinstance(data, tuple) and len(data) == 2 and isinstance(data[1], dict))
+    if not is_one and not isinstance(data, Iterable):
+        raise DataError(
+            f"data: expected (picture, target), a drawn scene, or a list of them, not {type(data).__name__}"
+        )
     scenes = [_read_scene(item, index) for index, item in enumerate([data] if is_one else data)]
     if not scenes:
         raise DataError("there is no picture; give at least one (picture, target)")

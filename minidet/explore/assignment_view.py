@@ -139,7 +139,7 @@ class AssignmentExplorer(Explorer):
         pixels = bench.scenes[state.image].image.permute(1, 2, 0).numpy()
         strides = bench.ground(state.panels[0].model, state.image).strides
         panels = bench.drawn(state, self._panels)
-        side = {1: 640, 2: 480}.get(len(panels), 400)
+        side = {1: 512, 2: 448}.get(len(panels), 384)
         return draw_assignment(pixels, state.boxes, panels, strides, bench.alt(state, self._panels), side)
 
     def _objects(self, image: int) -> tuple[np.ndarray, np.ndarray]:
