@@ -96,6 +96,7 @@ class Store {
       const buffers = this.waiting ? [] : [new Float32Array(boxes.flat()).buffer, new Int32Array(labels).buffer];
       return [state, buffers];
     });
+    for (const view of this.views) view.root.setAttribute("aria-busy", "true");
     this.changed();
   }
 
@@ -485,7 +486,8 @@ class Panel {
     }
     if (state.panels.length > 1) {
       this.head.append(element("button", {
-        "data-control": "close", onclick: () => { state.panels.splice(this.index, 1); state.hover = null; store.ask(); },
+        "data-control": "close",
+        onclick: () => { store.state.panels.splice(this.index, 1); store.state.hover = null; store.ask(); },
       }, "Close"));
     }
     this.strides = store.strides[this.answer.model] ?? [];
@@ -837,8 +839,7 @@ class View {
       + "move it and with Shift resize it (Alt: by single pixels), Delete removes it, A adds one, Ctrl+Z takes back, S goes through slots.");
     this.bar = this.makeBar();
     this.grid = element("div", { class: "minidet-panels" });
-    // JupyterLab would take single keys for its own commands, such as A for "add a cell".
-    this.root = element("div", { class: "minidet", "data-lm-suppress-shortcuts": "true" }, this.bar, this.notice.node, this.grid, this.help);
+    this.root = element("div", { class: "minidet" }, this.bar, this.notice.node, this.grid, this.help);
     el.append(this.root);
     this.observer = new ResizeObserver(() => this.refresh());
     this.observer.observe(this.root);
@@ -923,6 +924,7 @@ class View {
     if (store.error) this.notice.show(store.error.text, store.error.details);
     else if (store.silence) this.notice.show(store.silence);
     else this.notice.hide();
+    this.root.setAttribute("aria-busy", String(store.channel.busy));
     this.tell("drawn", store.drawn);
   }
 

@@ -1,9 +1,17 @@
 // What the views of all explorers share. Python puts this text in front of an explorer's own (minidet/explore/base.py),
 // so everything here is simply there.
 
-/** Make an element: element("label", {class: "wide", onclick: f}, "text", child, ...). Attributes that are null are left out. */
+const FOCUSABLE = new Set(["button", "input", "select", "summary", "textarea"]);
+
+/**
+ * Make an element: element("label", {class: "wide", onclick: f}, "text", child, ...). Attributes that are null are left out.
+ *
+ * What can have the keyboard's focus says that its keys are its own. JupyterLab would take single ones for its commands
+ * (arrows choose a cell, A adds one, D D deletes it), and it asks the focused element itself, not what is around it.
+ */
 function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
+  if (FOCUSABLE.has(tag) || "tabindex" in attributes) made.setAttribute("data-lm-suppress-shortcuts", "true");
   for (const [name, value] of Object.entries(attributes)) {
     if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
     else if (value === true) made.setAttribute(name, "");
@@ -63,6 +71,11 @@ class Channel {
   ask(make) {
     this.newest = make;
     if (!this.underWay) this.send();
+  }
+
+  /** Whether what is shown is not yet the answer to what was set last. */
+  get busy() {
+    return this.underWay || this.newest !== null;
   }
 
   send() {
