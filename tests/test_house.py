@@ -24,7 +24,11 @@ else:
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "minidet"
-NOTEBOOKS = sorted((ROOT / "chapters").glob("*.ipynb")) + sorted((ROOT / "chapters" / "solutions").glob("*.ipynb"))
+NOTEBOOKS = [
+    path
+    for part in ("chapters", "chapters/solutions", "tests/notebooks")
+    for path in sorted((ROOT / part).glob("*.ipynb"))
+]
 
 # The order of design: a part imports from the rows above its own, never from its own row or below.
 LAYERS = [
@@ -212,11 +216,14 @@ def test_no_tracked_file_is_larger_than_five_megabytes():
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_is_stored_as_it_ran_from_top_to_bottom(path):
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    cells = notebook["cells"]
     code = [cell for cell in cells if cell["cell_type"] == "code" and "".join(cell["source"]).strip()]
 
     assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1)), "run: make chapters"
     assert any(cell["outputs"] for cell in code)
+    # The state of widgets holds every script and picture again, and makes a page without a kernel show neither.
+    assert "widgets" not in notebook["metadata"], "run: make chapters"
     for cell in code:
         if "raises-exception" not in cell["metadata"].get("tags", []):
             assert [output for output in cell["outputs"] if output["output_type"] == "error"] == []

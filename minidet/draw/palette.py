@@ -7,6 +7,9 @@ PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#C
 # For boxes without room for a word. There are 7, so that colour and mark together repeat only after 7 * 8 = 56 classes.
 MARKS = ("o", "s", "^", "D", "v", "P", "X")
 
+# From the best of a list of numbers to the worst: light to dark, so that it can be told without any colour ("cividis").
+HEAT = ("#FEE838", "#CBBA69", "#948E77", "#666970", "#3A486B", "#00224E")
+
 
 def colour(label: int) -> str:
     """The colour of a class, "#RRGGBB"; classes beyond the palette begin it again, with another mark."""
@@ -16,6 +19,14 @@ def colour(label: int) -> str:
 def mark(label: int) -> str:
     """The matplotlib marker of a class."""
     return MARKS[int(label) % len(MARKS)]
+
+
+def heat(share: float) -> str:
+    """The colour between best (0) and worst (1)."""
+    place = min(max(share, 0.0), 1.0) * (len(HEAT) - 1)
+    first = min(int(place), len(HEAT) - 2)
+    low, high = ([int(each[start : start + 2], 16) for start in (1, 3, 5)] for each in HEAT[first : first + 2])
+    return "#" + "".join(f"{round(a + (b - a) * (place - first)):02X}" for a, b in zip(low, high, strict=True))
 
 
 def text_colour(background: str) -> str:
