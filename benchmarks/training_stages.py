@@ -82,7 +82,7 @@ def run(head: str, options: Options) -> dict:
         epochs=options.epochs,
         batch_size=DEMO_SETTINGS["batch_size"],
         checkpoint_every=1,
-        keep_last=options.epochs,
+        keep_last=options.epochs + 1,  # one more where a run was stopped within an epoch
     )
     recipe = change_recipe(recipe, DEMO_SETTINGS["set"], model)
     folder = options.runs / head

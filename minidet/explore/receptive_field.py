@@ -81,7 +81,7 @@ class ReceptiveFieldExplorer(FigureExplorer):
             Control("picture", "Picture", "choice", choices=pictures),
             Control("stage", "Map", "choice", choices=stages),
             Control("heat", "show what the unit looks at", "switch"),
-            Control("slack", "A range fits objects down to its size divided by", "slider", low=1, high=16, step=0.5),
+            Control("slack", "A range fits objects down to its size divided by", "slider", low=1, high=16, step=1),
         ]
         farthest = max([DILATIONS, *(block.dilation for block in present)])
         for number in range(1, len(present) + 1):
