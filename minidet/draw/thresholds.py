@@ -16,6 +16,7 @@ from minidet.draw.picture_axes import DASHED, DOTTED, SOLID, outline, picture_ax
 
 HIT, FALSE, MISSED = PALETTE[2], PALETTE[5], "#FFFFFF"
 RAW, ENVELOPE, POINT = PALETTE[4], PALETTE[5], PALETTE[1]
+RAW_ON_DARK = PALETTE[1]
 PICTURE, CHART, GAP, MARGIN, HEAD = 540, 340, 54, 12, 58  # sides in pixels of the figure
 
 
@@ -141,7 +142,7 @@ def _counts(found: int, false: int, missed: int) -> str:
 
 def _chart(figure: Drawing, view: ThresholdView, place: tuple[float, float, float, float], look: Look) -> None:
     left, top, wide, high = place
-    canvas = figure.axes[0]
+    canvas, raw = figure.axes[0], RAW if look == LIGHT else RAW_ON_DARK
     width, height = canvas.get_xlim()[1], canvas.get_ylim()[0]
     write(canvas, left - 30, top + 10, shorten(f"Precision and recall: {view.of_what}", wide, 13, True), 13, look.ink, True)
     top += 24
@@ -153,8 +154,8 @@ def _chart(figure: Drawing, view: ThresholdView, place: tuple[float, float, floa
     if view.ap50 >= 0:
         axes.plot(view.recalls, view.envelope, color=ENVELOPE, linewidth=1.6, linestyle=DASHED)
     kept = int((view.curve_scores >= view.score_threshold).sum())
-    axes.plot(view.recall[max(kept - 1, 0) :], view.precision[max(kept - 1, 0) :], color=RAW, linewidth=1.2, alpha=0.45)
-    axes.plot(view.recall[:kept], view.precision[:kept], color=RAW, linewidth=2.2)
+    axes.plot(view.recall[max(kept - 1, 0) :], view.precision[max(kept - 1, 0) :], color=raw, linewidth=1.2, alpha=0.45)
+    axes.plot(view.recall[:kept], view.precision[:kept], color=raw, linewidth=2.2)
     y, x = top + high + 54, left - 30
     if view.point is not None:
         axes.plot([view.point[0]] * 2, [0, view.point[1]], color=look.pale, linewidth=1, linestyle=DOTTED)
@@ -165,7 +166,7 @@ def _chart(figure: Drawing, view: ThresholdView, place: tuple[float, float, floa
         now = "now: nothing is left" if sum(view.counts) else "there is no object"
     canvas.plot([x + 12], [y - 4], "o", color=POINT, markersize=10, markeredgecolor=look.ink)
     write(canvas, x + 31, y, now, 12, look.ink)
-    canvas.plot([x, x + 24], [y + 18] * 2, color=RAW, linewidth=2.2)
+    canvas.plot([x, x + 24], [y + 18] * 2, color=raw, linewidth=2.2)
     write(canvas, x + 31, y + 22, "as the score threshold falls (thin: below it)", 11, look.ink)
     canvas.plot([x, x + 24], [y + 40] * 2, color=ENVELOPE, linewidth=1.6, linestyle=DASHED)
     ap50 = "not defined" if view.ap50 < 0 else f"{view.ap50:.3f}; cut {max(view.cut_ap50, 0):.3f}"

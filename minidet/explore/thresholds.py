@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from minidet.boxes import clip_boxes
 from minidet.detectors import Detector
 from minidet.detectors.detector import Prediction
 from minidet.draw.thresholds import ThresholdView
@@ -54,11 +53,8 @@ class ThresholdLab:
         self.model.score_threshold, self.model.nms_threshold = score, nms
         self.model.class_agnostic = class_agnostic
         predictions, scale = self._dense[picture]
-        found = self.model.select(predictions.boxes[0], predictions.class_scores()[0])
-        factors = found["boxes"].new_tensor([*scale, *scale])
-        boxes = clip_boxes(found["boxes"] / factors, tuple(self.pictures[picture].image.shape[-2:]))
-        inside = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-        return {"boxes": boxes[inside], "scores": found["scores"][inside], "labels": found["labels"][inside]}
+        found = self.model.select(predictions)
+        return found.in_pictures([tuple(self.pictures[picture].image.shape[-2:])], [scale]).per_image(1)[0]
 
     def result(self, nms: float, class_agnostic: bool) -> PrecisionRecall:
         """The rankings of all detections down to the model's own score threshold."""
