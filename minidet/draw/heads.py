@@ -16,7 +16,7 @@ from minidet.draw.look import LIGHT, Look, plain_axes
 from minidet.draw.palette import PALETTE
 from minidet.draw.picture_axes import DASHED, outline, picture_axes, show_picture
 
-TILE, GAP, MARGIN, HEAD, CHART = 186, 10, 12, 30, 176  # sides in pixels of the figure
+TILE, GAP, MARGIN, HEAD, CHART = 177, 10, 12, 30, 176  # sides in pixels of the figure
 CELL = "#56B4E9"  # outline of the chosen cell
 COSINES = matplotlib.colormaps["PuOr"]  # purple agrees, orange fights; a cross says it without colour
 SERIES = ((PALETTE[1], "o", "-"), (PALETTE[5], "s", (0, (6, 2))))  # of the curves: colour, mark, line

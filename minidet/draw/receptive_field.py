@@ -17,8 +17,8 @@ from minidet.draw.palette import PALETTE, text_colour
 from minidet.draw.picture_axes import DASHED, outline, picture_axes, show_picture, tag
 
 FIELD, UNIT, COVERED, OPEN = PALETTE[5], PALETTE[1], PALETTE[2], PALETTE[5]
-PICTURE, CHART, GAP, MARGIN, HEAD = 540, 400, 28, 12, 58  # sides of the parts, in pixels of the figure
-ROW, DOT = 46, 15  # height of a row of ranges; room of one object
+PICTURE, CHART, GAP, MARGIN, HEAD = 512, 386, 24, 12, 58  # sides of the parts, in pixels of the figure
+ROW, DOT = 46, 17  # height of a row of ranges; room of one object
 
 
 @dataclass(frozen=True)
@@ -215,9 +215,9 @@ def _chart(
         y = objects_top + 28 + DOT * stack
         fill, shape = (COVERED, "o") if good else (look.ground, "s")
         ring = look.ink if good else OPEN
-        axes.plot([size], [y], shape, markersize=12, color=fill, markeredgecolor=ring, zorder=3, clip_on=False)
+        axes.plot([size], [y], shape, markersize=14, color=fill, markeredgecolor=ring, zorder=3, clip_on=False)
         ink = text_colour(COVERED) if good else look.ink
-        axes.text(size, y + 0.5, str(number), fontsize=8, ha="center", va="center", color=ink, zorder=4)
+        axes.text(size, y + 0.5, str(number), fontsize=9, ha="center", va="center", color=ink, zorder=4)
     y = top + high + 46
     if view.heat is not None and view.effective_px > 8:
         canvas.plot([left, left + 14], [y + 34] * 2, color=UNIT, linewidth=2, linestyle=DASHED)

@@ -17,7 +17,7 @@ from minidet.draw.picture_axes import DASHED, DOTTED, SOLID, outline, picture_ax
 HIT, FALSE, MISSED = PALETTE[2], PALETTE[5], "#FFFFFF"
 RAW, ENVELOPE, POINT = PALETTE[4], PALETTE[5], PALETTE[1]
 RAW_ON_DARK = PALETTE[1]
-PICTURE, CHART, GAP, MARGIN, HEAD = 540, 340, 54, 12, 58  # sides in pixels of the figure
+PICTURE, CHART, GAP, MARGIN, HEAD = 530, 336, 54, 12, 58  # sides in pixels of the figure
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,10 @@ function render({ model, el }) {
   const frame = element("div", { class: "minidet-frame" }, image);
   const busy = element("p", { class: "minidet-busy", hidden: true }, "computing …");
   const spoken = element("p", { class: "minidet-spoken", "aria-live": "polite" });
-  const root = element("section", { class: "minidet minidet-explorer", "aria-label": model.get("scene").words },
+  // Without the attribute JupyterLab takes arrow keys for itself, and a slider would never see them.
+  const root = element("section", {
+    class: "minidet minidet-explorer", "aria-label": model.get("scene").words, "data-lm-suppress-shortcuts": "true",
+  },
     panel, notice.node, frame, busy, spoken);
   el.append(root);
 
