@@ -2,6 +2,8 @@
 // the kernel drew, and tells the kernel which values the controls have and at which place of the picture a hand points.
 
 const KEYS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+// Without this attribute on the very element JupyterLab takes arrow keys for itself, and a slider would never see them.
+const OWN_KEYS = { "data-lm-suppress-shortcuts": "true" };
 const channels = new WeakMap(); // one for each model, however many views it has
 
 function render({ model, el }) {
@@ -13,10 +15,7 @@ function render({ model, el }) {
   const frame = element("div", { class: "minidet-frame" }, image);
   const busy = element("p", { class: "minidet-busy", hidden: true }, "computing …");
   const spoken = element("p", { class: "minidet-spoken", "aria-live": "polite" });
-  // Without the attribute JupyterLab takes arrow keys for itself, and a slider would never see them.
-  const root = element("section", {
-    class: "minidet minidet-explorer", "aria-label": model.get("scene").words, "data-lm-suppress-shortcuts": "true",
-  },
+  const root = element("section", { class: "minidet minidet-explorer", "aria-label": model.get("scene").words },
     panel, notice.node, frame, busy, spoken);
   el.append(root);
 
@@ -65,17 +64,21 @@ function render({ model, el }) {
   function make(control) {
     const name = control.name;
     if (control.kind === "switch") {
-      const input = element("input", { type: "checkbox", name, onchange: () => set(name, input.checked) });
+      const input = element("input", {
+        type: "checkbox", name, ...OWN_KEYS, onchange: () => set(name, input.checked),
+      });
       return labelled(control, input, false);
     }
     if (control.kind === "choice") {
       const options = control.choices.map(([, words], index) => element("option", { value: index }, words));
-      const input = element("select", { name, onchange: () => set(name, control.choices[input.value][0]) }, ...options);
+      const input = element("select", {
+        name, ...OWN_KEYS, onchange: () => set(name, control.choices[input.value][0]),
+      }, ...options);
       return labelled(control, input, false);
     }
     const steps = control.kind === "steps";
     const [low, high, step] = steps ? [0, control.choices.length - 1, 1] : [control.low, control.high, control.step];
-    const input = element("input", { type: "range", name, min: low, max: high, step, oninput: () => {
+    const input = element("input", { type: "range", name, ...OWN_KEYS, min: low, max: high, step, oninput: () => {
       const value = steps ? control.choices[input.value][0] : Number(input.value);
       inputs[name](value);
       set(name, value);
@@ -117,6 +120,7 @@ function render({ model, el }) {
   function makeArea(place, index) {
     const area = element("div", {
       class: "minidet-area",
+      ...OWN_KEYS,
       role: index === 0 ? "application" : null,
       tabindex: index === 0 ? "0" : null,
       "aria-label": index === 0 ? "The picture. Arrow keys move the point, with shift faster." : null,
@@ -133,7 +137,6 @@ function render({ model, el }) {
         const [dx, dy] = KEYS[event.key].map((sign, axis) => sign * far * model.get("answer").step[axis]);
         move(values.point[0] + dx, values.point[1] + dy, place);
         event.preventDefault();
-        event.stopPropagation(); // JupyterLab would go to the next cell
       },
     });
     [area.style.left, area.style.top, area.style.width, area.style.height] = place.slice(0, 4).map((share) => `${100 * share}%`);
