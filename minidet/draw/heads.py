@@ -90,7 +90,7 @@ def draw_heads(view: HeadView, look: Look = LIGHT) -> Drawing:
     high = round(TILE * height_px / width_px)
     columns = 1 + max((len(row.maps) for row in view.rows), default=0)
     row_high = high + 62
-    width = 2 * MARGIN + columns * TILE + (columns - 1) * GAP
+    width = max(2 * MARGIN + columns * TILE + (columns - 1) * GAP, 760 if view.curves else 420)
     height = HEAD + row_high * len(view.rows) + (CHART + 58 if view.curves else 0) + 4
     figure = new_figure(width, height, look.ground)
     canvas = overlay(figure, width, height)
@@ -149,13 +149,18 @@ def _mark_cell(axes: Axes, cell: tuple[int, int], shape: tuple[int, ...], size_h
 
 def _chart(figure: Drawing, canvas: Axes, view: HeadView, top: float, look: Look) -> None:
     width, height = canvas.get_xlim()[1], canvas.get_ylim()[0]
-    write(canvas, MARGIN, top + 12, "Do the tasks fight? Cosine of their gradients on this level", 13, look.ink, bold=True)
+    write(
+        canvas, MARGIN, top + 12, "Do the tasks fight? Cosine of their gradients on this level", 13, look.ink, bold=True
+    )
     left, wide, high = MARGIN + 34, 420, CHART - 40
     axes = figure.add_axes([left / width, 1 - (top + 26 + high) / height, wide / width, high / height])
     plain_axes(axes, look)
     epochs = sorted({epoch for curve in view.curves for epoch in curve.epochs})
     place = {epoch: number for number, epoch in enumerate(epochs)}  # stages stand at equal distances
-    axes.set(xlim=(-0.3, max(len(epochs) - 0.7, 0.3)), ylim=(-1.05, 1.05), yticks=[-1, 0, 1])
+    largest = max([abs(v) for curve in view.curves for v in curve.values if math.isfinite(v)], default=1.0)
+    limit = next((limit for limit in (0.25, 0.5, 1.0) if largest <= limit), 1.0)
+    axes.set(xlim=(-0.3, max(len(epochs) - 0.7, 0.3)), ylim=(-1.1 * limit, 1.1 * limit))
+    axes.set_yticks([-limit, 0, limit])
     axes.set_xticks(list(place.values()), [str(epoch) for epoch in epochs])
     axes.set_xlabel("epochs of training", fontsize=11, color=look.pale)
     axes.axhline(0, color=look.pale, linewidth=1)
@@ -185,4 +190,4 @@ def _cosine_scale(figure: Drawing, canvas: Axes, x: float, y: float, look: Look)
     for place, words in ((0, "−1, fight"), (1, "+1, agree")):
         shift = 0 if not place else 180 - text_width(words, 11)
         write(canvas, x + shift, y + 26, words, 11, look.ink)
-    write(canvas, x, y + 46, "empty: no gradient of one of the two", 11, look.pale)
+    write(canvas, x, y + 46, "empty: one has hardly any gradient", 11, look.pale)

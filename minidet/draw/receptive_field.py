@@ -85,8 +85,8 @@ def is_covered(sizes: np.ndarray, ranges: Sequence[float], slack: float) -> np.n
 
 @plain_style
 def draw_receptive_field(view: FieldView, look: Look = LIGHT) -> Drawing:
-    """The unit, its theoretical field as a square and its effective field as heat over the picture; beside it a chart of
-    which object sizes the ranges of the model fit.
+    """The unit, its theoretical field as a square and its effective field as heat over the picture; beside it a chart
+    of which object sizes the ranges of the model fit.
 
     Chapter 04.
     """

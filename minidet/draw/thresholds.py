@@ -144,7 +144,15 @@ def _chart(figure: Drawing, view: ThresholdView, place: tuple[float, float, floa
     left, top, wide, high = place
     canvas, raw = figure.axes[0], RAW if look == LIGHT else RAW_ON_DARK
     width, height = canvas.get_xlim()[1], canvas.get_ylim()[0]
-    write(canvas, left - 30, top + 10, shorten(f"Precision and recall: {view.of_what}", wide, 13, True), 13, look.ink, True)
+    write(
+        canvas,
+        left - 30,
+        top + 10,
+        shorten(f"Precision and recall: {view.of_what}", wide, 13, True),
+        13,
+        look.ink,
+        True,
+    )
     top += 24
     axes = figure.add_axes([left / width, 1 - (top + high) / height, wide / width, high / height])
     plain_axes(axes, look)

@@ -1,8 +1,8 @@
 """Precision and recall behind an AP50: which detection found an object, which is a false alarm, and the curve of both.
 
 Which detection meets which object is decided by `pycocotools`, once for all score thresholds: it goes through the
-detections of a picture and class from the surest down, so what is less sure changes nothing. A score threshold only says
-how far down the ranking one reads.
+detections of a picture and class from the surest down, so what is less sure changes nothing. A score threshold only
+says how far down the ranking one reads.
 
 Source: COCO's evaluation code; YOLOX, tables 2 onwards; chapter 00.
 """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from minidet.detectors import Detector
@@ -16,12 +15,18 @@ from minidet.explore.thresholds import ThresholdLab
 ALL = -1  # in place of a label
 
 
+def explore_detections(model: Detector, pictures: Any) -> DetectionExplorer:
+    """A `DetectionExplorer`: as the last line of a cell it shows itself."""
+    return DetectionExplorer(model, pictures)
+
+
 class DetectionExplorer(FigureExplorer):
     """Score threshold, NMS threshold, class-aware or not; what they do to a picture, and to precision and recall.
 
     Args:
         model: any detector. It is not changed.
-        pictures: scenes, or pairs (image, target); precision and recall are those of all of them.
+        pictures: one or several, in the forms of `minidet.explore.assignment.read_scenes`; precision and
+            recall are those of all of them.
 
     Values (`change`): picture (from 0), score, nms, class_aware, label (-1: all classes).
 
@@ -33,7 +38,7 @@ class DetectionExplorer(FigureExplorer):
 
     words = "Detection explorer"
 
-    def __init__(self, model: Detector, pictures: Iterable[Any]) -> None:
+    def __init__(self, model: Detector, pictures: Any) -> None:
         self.lab = ThresholdLab(model, read_pictures(pictures))
         super().__init__({"picture": 0, "score": 0.3, "nms": 0.65, "class_aware": True, "label": ALL})
 

@@ -1,8 +1,8 @@
 """What the receptive-field explorer computes: for a unit of a real model what it can see and what it looks at.
 
-A dilated encoder can be changed on the way: blocks taken out, other dilations, without a residual connection. That gives
-another detector that shares every weight with the first; the network itself is followed and differentiated, so whatever
-is changed is seen at once.
+A dilated encoder can be changed on the way: blocks taken out, other dilations, without a residual connection. That
+gives another detector that shares every weight with the first; the network itself is followed and differentiated, so
+whatever is changed is seen at once.
 
 Source: YOLOF, section 4.1; chapter 04.
 """

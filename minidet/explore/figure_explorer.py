@@ -1,7 +1,7 @@
 """Explorers whose view is a figure with controls beside it: a person turns dials and points at places in the picture.
 
-The figure is drawn by a pure function of `minidet.draw`; the view only shows it, in the ink of the front end's theme and
-as sharp as the screen is, and tells where it was touched.
+The figure is drawn by a pure function of `minidet.draw`; the view only shows it, in the ink of the front end's theme
+and as sharp as the screen is, and tells where it was touched.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ class FigureExplorer(base.Explorer):
     """Base of the explorers that show a figure. A subclass implements `controls` and `draw`.
 
     Attributes:
-        values: the present value of every control, and of "point", where the subclass has one: (x, y) in the pixels of
-            the pictures in the figure.
+        values: the present value of every control, and of "point", where the subclass has one: (x, y) in the pixels
+            of the pictures in the figure.
         step: how far an arrow key moves the point, (x, y) in the same pixels.
     """
 
@@ -82,11 +82,11 @@ class FigureExplorer(base.Explorer):
         self._show(values)
 
     def controls(self, values: dict[str, Any]) -> Sequence[Control]:
-        """What can be turned, given the present values (which may lack some, or hold some that no longer apply)."""
+        """What can be turned, given complete values."""
         raise NotImplementedError
 
     def complete(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Values in which nothing is missing or left over from another choice; by default they are as they should be."""
+        """Values in which nothing is missing or left over from another choice; by default all are as they are."""
         return values
 
     def draw(self, values: dict[str, Any], look: Look) -> Drawing:
@@ -138,7 +138,7 @@ class FigureExplorer(base.Explorer):
 
 
 def _place(axes: Any) -> list[float]:
-    """Where axes with a picture lie in the figure (left, top, width, height as shares), and the picture's size (x, y)."""
+    """Where axes with a picture lie in the figure (left, top, width, height as shares), and the size (x, y) of it."""
     box = axes.get_position()
     sides = (box.x0, 1 - box.y1, box.width, box.height, axes.get_xlim()[1], axes.get_ylim()[0])
     return [float(side) for side in sides]

@@ -35,7 +35,7 @@ class HeadLab:
         missing = [(head, epoch) for head in self.heads for epoch in self.epochs if (head, epoch) not in self._stages]
         if missing or not self.heads:
             raise MinidetError(
-                f"stages: there are none of {missing[0][0]} after {missing[0][1]} epochs; give every head the same epochs"
+                f"stages: there is none of {missing[0][0]} after {missing[0][1]} epochs; give all heads the same epochs"
                 if missing
                 else "stages: there are none; benchmarks/training_stages.py makes them"
             )
@@ -57,7 +57,7 @@ class HeadLab:
 
     def shape_of(self, level: str) -> tuple[int, int]:
         """Rows and columns of a level."""
-        return tuple(self.inside(self.heads[0], self.epochs[0]).shared[level].shape[-2:])
+        return tuple(self.inside(self.heads[0], self.epochs[0]).class_features[level].shape[-2:])
 
     def cell_at(self, level: str, point: tuple[float, float]) -> tuple[int, int]:
         """Row and column of the cell that holds a point (x, y) of the network input, or of the nearest."""
@@ -109,17 +109,15 @@ class HeadLab:
         class_side, box_side = inside.class_features[level][picture], inside.box_features[level][picture]
         shared = torch.equal(class_side, box_side)
         scores, cosines = inside.scores(level)[picture], inside.cosines(level, *tasks)[picture]
-        # fmt: off
         maps = [
-            HeadMap("features that class reads" if not shared else "features that both read", _rms(class_side), "strength"),
-            HeadMap("features that box reads" if not shared else "(the same, for the box)", _rms(box_side), "strength"),
+            HeadMap("features that both read" if shared else "features that class reads", _rms(class_side), "strength"),
+            HeadMap("(the same, for the box)" if shared else "features that box reads", _rms(box_side), "strength"),
             HeadMap(f"score, highest {float(scores.max()):.2f}", scores.numpy(), "score"),
             HeadMap(f"cosine of {tasks[0]} and {tasks[1]}", cosines.numpy(), "cosine"),
         ]
-        # fmt: on
         pulls = [float(inside.strength(level, task)[picture][cell]) for task in tasks]
         angle = float(cosines[cell])
-        verdict = "the tasks do not meet" if not np.isfinite(angle) else f"cosine {angle:+.2f}"
+        verdict = "hardly any of one" if not np.isfinite(angle) else f"cosine {angle:+.2f}"
         share = inside.fighting(level, *tasks)
         fights = "" if not np.isfinite(share) else f" On all pictures they fight in {share:.0%} of the cells."
         note = (

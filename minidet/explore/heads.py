@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,17 @@ PAIRS = (("class", "box"), ("class", "objectness"), ("box", "objectness"))
 STRIDE_WORDS = {"p3": "p3, small objects", "p4": "p4", "p5": "p5, large objects"}
 
 
+def explore_heads(stages: str | Path | Sequence[Stage], pictures: Any) -> HeadExplorer:
+    """A `HeadExplorer`: as the last line of a cell it shows itself."""
+    return HeadExplorer(stages, pictures)
+
+
 class HeadExplorer(FigureExplorer):
     """A decoupled and a coupled head on the same picture, at stored stages of training.
 
     Args:
         stages: a folder as `benchmarks/training_stages.py` writes it, or what `load_stages` read there.
-        pictures: scenes, or pairs (image, target), all of one size.
+        pictures: one or several, in the forms of `minidet.explore.assignment.read_scenes`, all of one size.
 
     Values (`change`): picture (from 0), level, epoch, tasks (a pair in one text, such as "class and box"), point.
 
@@ -38,7 +43,7 @@ class HeadExplorer(FigureExplorer):
 
     words = "Explorer of decoupled and coupled heads"
 
-    def __init__(self, stages: str | Path | Sequence[Stage], pictures: Iterable[Any]) -> None:
+    def __init__(self, stages: str | Path | Sequence[Stage], pictures: Any) -> None:
         stages = load_stages(stages) if isinstance(stages, str | Path) else stages
         read = read_pictures(pictures)
         if len({picture.image.shape for picture in read}) > 1:
@@ -64,7 +69,9 @@ class HeadExplorer(FigureExplorer):
         (height, width), (rows, columns) = self.lab.x.shape[-2:], self.lab.shape_of(values["level"])
         self.step = (width / columns, height / rows)
         tasks = tuple(values["tasks"].split(" and "))
-        return draw_heads(self.lab.view(values["picture"], values["level"], values["epoch"], tasks, values["point"]), look)
+        return draw_heads(
+            self.lab.view(values["picture"], values["level"], values["epoch"], tasks, values["point"]), look
+        )
 
     def _most_contested(self, picture: int, level: str, tasks: tuple[str, str]) -> tuple[float, float] | None:
         """A place worth looking at first: where the two gradients of the last stage point apart most, or None."""

@@ -20,13 +20,20 @@ DILATIONS = 8  # as far as the dial goes; farther where a model itself has more
 LABS = 3  # pairs of model and picture whose results stay in memory
 
 
+def explore_receptive_fields(
+    models: Mapping[str, Detector | str] | Iterable[str], pictures: Any
+) -> ReceptiveFieldExplorer:
+    """A `ReceptiveFieldExplorer`: as the last line of a cell it shows itself."""
+    return ReceptiveFieldExplorer(models, pictures)
+
+
 class ReceptiveFieldExplorer(FigureExplorer):
     """Choose a model, a map and a unit; of a YOLOF with a dilated encoder also what its blocks are like.
 
     Args:
         models: detectors by the words that they are to be called, or names of `minidet.list_models()`, which are built
             with fresh weights when they are first chosen.
-        pictures: scenes, or pairs (image, target).
+        pictures: one or several, in the forms of `minidet.explore.assignment.read_scenes`.
 
     Values (`change`): model, picture (from 0), stage, heat, slack, point, and of block N of an encoder blockN_on,
     blockN_dilation and blockN_residual.
@@ -40,7 +47,7 @@ class ReceptiveFieldExplorer(FigureExplorer):
 
     words = "Receptive-field explorer"
 
-    def __init__(self, models: Mapping[str, Detector | str] | Iterable[str], pictures: Iterable[Any]) -> None:
+    def __init__(self, models: Mapping[str, Detector | str] | Iterable[str], pictures: Any) -> None:
         self._models = dict(models) if isinstance(models, Mapping) else {name: name for name in models}
         wrong = [words for words, model in self._models.items() if not isinstance(model, Detector | str)]
         if wrong or not self._models:

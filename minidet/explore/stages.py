@@ -41,7 +41,9 @@ def load_stages(folder: str | Path) -> list[Stage]:
     folder = Path(folder)
     index = read_json(folder / "stages.json")
     try:
-        stages = [Stage(e["head"], int(e["epoch"]), folder / e["file"], float(e["ap"]), float(e["ap50"])) for e in index]
+        stages = [
+            Stage(e["head"], int(e["epoch"]), folder / e["file"], float(e["ap"]), float(e["ap50"])) for e in index
+        ]
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(
             f"{folder / 'stages.json'}: is not a list of stages ({error}); benchmarks/training_stages.py writes one."

@@ -38,7 +38,9 @@ class ThresholdLab:
         self.model = copy.copy(model)  # the same network; thresholds of its own
         self.pictures = list(pictures)
         self.class_names = model.class_names or [f"class {label}" for label in range(model.num_classes)]
-        wrong = [n for n, p in enumerate(self.pictures, 1) if len(p.labels) and int(p.labels.max()) >= model.num_classes]
+        wrong = [
+            n for n, p in enumerate(self.pictures, 1) if len(p.labels) and int(p.labels.max()) >= model.num_classes
+        ]
         if wrong:
             raise MinidetError(f"picture {wrong[0]} has a label beyond the {model.num_classes} classes of {model.name}")
         with evaluation_mode(model), torch.no_grad():

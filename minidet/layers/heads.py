@@ -1,4 +1,5 @@
-"""Heads: YOLOX's with a branch for what an object is and one for where it is, YOLOv3's with one for both, an anchor head.
+"""Heads: YOLOX's with a branch for what an object is and one for where it is, YOLOv3's with one for both, and that of
+anchor detectors.
 
 Source: YOLOX, section 2.1 "Decoupled head", Figure 2, chapter 08; YOLOF, section 4.1, chapter 07.
 """
@@ -110,9 +111,7 @@ class CoupledHead(nn.Module):
     Source: YOLOX, section 2.1, Table 2; YOLOv3, arXiv 1804.02767, section 2.3, there with three anchors a cell.
     """
 
-    def __init__(
-        self, channels: tuple[int, ...], num_classes: int, depthwise: bool = False, activation: str = "silu"
-    ):
+    def __init__(self, channels: tuple[int, ...], num_classes: int, depthwise: bool = False, activation: str = "silu"):
         super().__init__()
         self.levels = nn.ModuleList(CoupledLevel(c, num_classes, depthwise, activation) for c in channels)
 

@@ -20,14 +20,13 @@ torch.manual_seed(0)
 model = minidet.load_model({str(WEIGHTS / "yolox-nano-shapes.safetensors")!r})
 scenes = [draw_scene(np.random.default_rng(338 + i)) for i in range(3)]
 """
-DETECTIONS = "from minidet.explore.detections import DetectionExplorer\nexplorer = DetectionExplorer(model, scenes)\nexplorer"
+DETECTIONS = "from minidet.explore import explore_detections\nexplore_detections(model, scenes)"
 FIELDS = """
-from minidet.explore.receptive_field import ReceptiveFieldExplorer
+from minidet.explore import explore_receptive_fields
 yolof = minidet.create_model("yolof-r18-c5", 8, input_hw=(192, 256), width=32, mid_width=16).eval()
-explorer = ReceptiveFieldExplorer({"yolof": yolof, "nano": model}, scenes)
-explorer
+explore_receptive_fields({"yolof": yolof, "nano": model}, scenes)
 """
-HEADS = f"from minidet.explore.heads import HeadExplorer\nexplorer = HeadExplorer({str(WEIGHTS / 'stages')!r}, scenes)\nexplorer"
+HEADS = f"from minidet.explore import explore_heads\nexplore_heads({str(WEIGHTS / 'stages')!r}, scenes)"
 
 
 class Page:
@@ -48,7 +47,8 @@ class Page:
 
     def slide(self, label: str, value: float) -> None:
         self.page.get_by_label(label).evaluate(
-            "(input, value) => { input.value = value; input.dispatchEvent(new Event('input', { bubbles: true })); }", value
+            "(input, value) => { input.value = value; input.dispatchEvent(new Event('input', { bubbles: true })); }",
+            value,
         )
 
     def picture(self) -> str:

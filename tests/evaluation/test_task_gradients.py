@@ -33,9 +33,10 @@ def small_model(head: str) -> minidet.YOLOX:
 
 @pytest.mark.parametrize("head", ["decoupled", "coupled"])
 def test_gradients_are_those_of_a_computation_written_down_step_by_step(head):
-    model = small_model(head).eval()
+    model = small_model(head)
     inside = look_into_head(model, IMAGES, TARGETS)
 
+    model.train()
     with torch.no_grad():
         features = model.features(IMAGES)
     leaves = [features[name].clone().requires_grad_() for name in LEVELS]
@@ -66,7 +67,7 @@ def test_gradients_are_those_of_a_computation_written_down_step_by_step(head):
 
     assert count >= 3  # every object has a slot
     for task in TASKS:
-        assert inside.losses[task] == pytest.approx(float(wanted[task]), rel=1e-5)
+        assert inside.losses[task] == pytest.approx(float(wanted[task].detach()), rel=1e-5)
         expected = torch.autograd.grad(wanted[task], leaves, retain_graph=True, allow_unused=True)
         for name, gradient, leaf in zip(LEVELS, expected, leaves, strict=True):
             gradient = torch.zeros_like(leaf) if gradient is None else gradient
@@ -118,3 +119,22 @@ def test_without_objects_no_task_but_objectness_pulls_and_no_cosine_exists():
 def test_another_detector_is_refused():
     with pytest.raises(MinidetError, match="yolof-r18-c5 is no YOLOX"):
         look_into_head(minidet.create_model("yolof-r18-c5", 3), IMAGES, TARGETS)
+
+
+def test_only_cells_with_a_noticeable_gradient_of_both_are_compared():
+    inside = look_into_head(small_model("decoupled"), IMAGES, TARGETS)
+    partly = []
+    for level in LEVELS:
+        pulls = [inside.strength(level, task) for task in ("class", "box")]
+        counted = torch.stack([pull >= 0.02 * pull.max() for pull in pulls]).all(dim=0)
+        cosines = inside.cosines(level, "class", "box")
+        if not all(pull.any() for pull in pulls):
+            assert not cosines.isfinite().any()
+            continue
+        assert torch.equal(cosines.isfinite(), counted)
+        partly.append(not counted.all())
+        a, b = (inside.gradients[level][task].movedim(1, -1)[counted] for task in ("class", "box"))
+        torch.testing.assert_close(cosines[counted], F.cosine_similarity(a, b, dim=1))
+        fighting = float((cosines[counted] < 0).float().mean())
+        assert inside.fighting(level, "class", "box") == pytest.approx(fighting)
+    assert any(partly)

@@ -36,7 +36,12 @@ def picture():
     return read_pictures(scenes(1, image_hw=(96, 128), min_side=16))[0]
 
 
-BLOCKS = (BlockSetting(True, 3, True), BlockSetting(False, 2, True), BlockSetting(True, 5, False), BlockSetting(True, 8))
+BLOCKS = (
+    BlockSetting(True, 3, True),
+    BlockSetting(False, 2, True),
+    BlockSetting(True, 5, False),
+    BlockSetting(True, 8),
+)
 
 
 @pytest.mark.parametrize("settings", [None, BLOCKS])
@@ -83,7 +88,9 @@ def test_without_blocks_the_projector_is_left(yolof, picture):
     nothing = with_blocks(yolof, [BlockSetting(False)] * 4)
     with torch.no_grad():
         expected = yolof.encoder.smooth_norm(
-            yolof.encoder.smooth(yolof.encoder.lateral_norm(yolof.encoder.lateral(yolof.features([picture.image])["c5"])))
+            yolof.encoder.smooth(
+                yolof.encoder.lateral_norm(yolof.encoder.lateral(yolof.features([picture.image])["c5"]))
+            )
         )
         assert torch.equal(nothing.features([picture.image])["encoder"], expected)
     assert encoder_receptive_fields(nothing) == (499,)
@@ -119,7 +126,9 @@ def test_a_range_fits_from_its_own_size_down_to_a_share_of_it():
 def test_without_residual_connections_one_range_is_left_and_small_objects_lose_theirs(yolof, picture):
     lab = FieldLab(yolof, picture)
     whole = lab.view("encoder", (50, 50), heat=False).ranges[1].sizes
-    alone = lab.view("encoder", (50, 50), [BlockSetting(True, d, False) for d in (1, 2, 3, 4)], heat=False).ranges[1].sizes
+    alone = (
+        lab.view("encoder", (50, 50), [BlockSetting(True, d, False) for d in (1, 2, 3, 4)], heat=False).ranges[1].sizes
+    )
     # stride 32: a block of dilation d adds 2 * 32 * d
     assert whole == tuple(range(499, 499 + 64 * 10 + 1, 64)) and alone == (499 + 64 * 10,)
 
