@@ -111,7 +111,13 @@ class FigureExplorer(base.Explorer):
         self._show(state["values"])
 
     def figure(self) -> Drawing:
-        return self.draw(self.values, LIGHT)
+        figure = self.draw(self.values, LIGHT)
+        figure.alt = self.in_words(figure)
+        return figure
+
+    def in_words(self, figure: Drawing) -> str:
+        """The figure's text in a stored notebook: without figures that another processor may round otherwise."""
+        return figure.alt
 
     def _show(self, values: dict[str, Any]) -> None:
         """Draw values and take them over; where that fails everything stays as it was."""

@@ -73,6 +73,10 @@ class HeadExplorer(FigureExplorer):
             self.lab.view(values["picture"], values["level"], values["epoch"], tasks, values["point"]), look
         )
 
+    def in_words(self, _figure: Drawing) -> str:
+        chosen = f"level {self.values['level']}, {self.values['epoch']} epochs of training"
+        return f"{' and '.join(self.lab.heads)} head, {chosen}: gradients of {self.values['tasks']}."
+
     def _most_contested(self, picture: int, level: str, tasks: tuple[str, str]) -> tuple[float, float] | None:
         """A place worth looking at first: where the two gradients of the last stage point apart most, or None."""
         inside = self.lab.inside(self.lab.heads[-1], self.lab.epochs[-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -108,6 +109,9 @@ class ReceptiveFieldExplorer(FigureExplorer):
         self.step = (lab.input_hw[1] / columns, lab.input_hw[0] / rows)
         view = lab.view(values["stage"], values["point"], settings, values["heat"], values["slack"])
         return draw_receptive_field(view, look)
+
+    def in_words(self, figure: Drawing) -> str:
+        return re.sub(r" It looks at about [^.]*\.", "", figure.alt)
 
     def variant(self) -> Variant:
         """The model as it is set now, with its maps, fields and ranges."""
