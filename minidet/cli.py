@@ -164,6 +164,7 @@ class Train:
     set: tuple[str, ...] = ()
     """Other fields of the recipe, such as base_lr=0.02 multi_scale=[320,640] augmentation.mosaic_prob=0."""
     assigner: AssignerName | None = None  # who learns what, instead of the model's own rule
+    head: Literal["decoupled", "coupled"] | None = None  # YOLOX: "coupled" is YOLOv3's, one branch for class and box
     train_split: str = "train"  # learn from this split
     val_split: str = "val"  # be judged by this one; "" for none
     seed: int = 0  # of weights, order and augmentation
@@ -226,6 +227,8 @@ class Train:
             changes["input_hw"] = self.input_size
         if self.assigner is not None:
             changes["assigner"] = ASSIGNERS[self.assigner]
+        if self.head is not None:
+            changes["head"] = self.head
         if self.backbone_weights is not None and not is_yolof(self.model):
             raise MinidetError(f"--backbone-weights: they are for YOLOF's ResNets, and {self.model} has none")
         if self.caffe and self.backbone_weights is None:

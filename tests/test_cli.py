@@ -15,7 +15,8 @@ from torchvision.models import resnet18
 
 import minidet
 from minidet.assign import ATSS
-from minidet.cli import change_recipe, find_images, main, picture_names
+from minidet.cli import Train, change_recipe, find_images, main, picture_names
+from minidet.data.coco import load_split
 from minidet.errors import MinidetError
 from minidet.files import read_json
 from minidet.training.recipe import RECIPES
@@ -116,6 +117,14 @@ def test_a_yolof_is_trained_with_another_rule_from_imagenet_weights_and_judged_b
     assert all(row["score"] > 0.05 for row in read_json(rows))
     assert main([str(word) for word in [*command, "--score-threshold", "0"]]) == 0
     assert len(read_json(rows)) > 0
+
+
+def test_a_yolox_can_have_yolov3s_head_and_a_yolof_cannot(shapes):
+    data = load_split(shapes, "train")
+    assert Train(shapes, head="coupled").make_model(data).config.head == "coupled"
+    assert Train(shapes).make_model(data).config.head == "decoupled"
+    with pytest.raises(MinidetError, match="yolof-r18-c5 has no setting 'head'"):
+        Train(shapes, model="yolof-r18-c5", head="coupled").make_model(data)
 
 
 def test_imagenet_weights_are_refused_for_a_model_without_a_resnet(shapes, tmp_path, capsys):

@@ -38,7 +38,8 @@ LAYERS = [
     ["grid", "losses", "data"],
     ["assign"],
     ["detectors", "draw"],
-    ["evaluation", "explore", "export"],
+    ["evaluation", "export"],
+    ["explore"],
     ["training", "exercises"],
     ["bench"],
     ["__init__"],  # the public names; no part takes its tools from here

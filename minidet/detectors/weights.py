@@ -56,8 +56,15 @@ def model_from_description(description: dict[str, Any]) -> Detector:
     return create_model(description["name"], assigner=rule, **settings)
 
 
-def save_weights(model: Detector, path: str | Path) -> None:
+def save_weights(model: Detector, path: str | Path, half: bool = False) -> None:
     """Write a model's weights and description as a safetensors file, atomically.
+
+    Args:
+        model: any detector.
+        path: where to; ends in .safetensors.
+        half: write the weights of convolutions as float16, which halves the file and rounds each of them by at most one
+            part in 2000. Norms and biases stay as they are: there are few, and a variance can be too large for float16.
+            `load_model` makes float32 of them again.
 
     Raises:
         MinidetError: the file cannot be written, or the model comes from `minidet.optimize`.
@@ -68,6 +75,8 @@ def save_weights(model: Detector, path: str | Path) -> None:
             "save the model that it was made from"
         )
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    if half:
+        state = {key: value.half() if value.ndim == 4 else value for key, value in state.items()}
     text = {"format": "minidet", "model": json.dumps(model_description(model))}
     with atomic_write(path) as file:
         file.write(tensors_to_bytes(state, metadata=text))

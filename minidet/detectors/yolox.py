@@ -1,4 +1,4 @@
-"""YOLOX: anchor-free boxes, a decoupled head, SimOTA.
+"""YOLOX: anchor-free boxes, a decoupled head, SimOTA; and by one setting the coupled head that it is compared with.
 
 Source: arXiv 2107.08430; chapters 08 to 11.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from minidet.assign import IGNORED, Assigner, Assignment, DensePredictions, SimOTA, Targets, pad_targets
 from minidet.boxes import cxcywh_to_xyxy, nms
@@ -17,7 +17,7 @@ from minidet.detectors.detector import MAX_LOG_SIZE, Detector, Prediction
 from minidet.errors import MinidetError
 from minidet.grid import Grid, cached_grid
 from minidet.layers.darknet import CSPDarknet, Darknet53
-from minidet.layers.heads import DecoupledHead
+from minidet.layers.heads import CoupledHead, DecoupledHead
 from minidet.layers.pyramid import LEVELS, PAFPN, YOLOFPN
 from minidet.losses import binary_cross_entropy, giou_loss, iou_loss, raw_box_targets
 
@@ -34,6 +34,7 @@ class YOLOXConfig:
     depth: float = 1.0  # multiplies the bottlenecks of a stage (cspdarknet)
     width: float = 1.0  # multiplies the channels (cspdarknet and head)
     depthwise: bool = False  # depthwise separable 3 x 3 convolutions (nano)
+    head: str = "decoupled"  # or "coupled", YOLOv3's: the start of the paper's Table 2
     input_hw: tuple[int, int] = (640, 640)
     pixel_mean: tuple[float, float, float] = (0.0, 0.0, 0.0)  # RGB, of 255; only the paper's "legacy" weights use it
     pixel_std: tuple[float, float, float] = (1.0, 1.0, 1.0)
@@ -61,9 +62,14 @@ class YOLOX(Detector):
             raise MinidetError(f"backbone {config.backbone!r} is not known; choose 'cspdarknet' or 'darknet53'")
         if config.box_loss not in ("iou", "giou"):
             raise MinidetError(f"box_loss {config.box_loss!r} is not known; choose 'iou' or 'giou'")
-        self.head = DecoupledHead(
-            self.neck.channels, int(256 * config.width), config.num_classes, config.depthwise, activation
-        )
+        if config.head == "decoupled":
+            self.head: nn.Module = DecoupledHead(
+                self.neck.channels, int(256 * config.width), config.num_classes, config.depthwise, activation
+            )
+        elif config.head == "coupled":
+            self.head = CoupledHead(self.neck.channels, config.num_classes, config.depthwise, activation)
+        else:
+            raise MinidetError(f"head {config.head!r} is not known; choose 'decoupled' or 'coupled'")
         normalised = any(config.pixel_mean) or set(config.pixel_std) != {1.0}
         self.register_buffer(
             "pixel_mean", torch.tensor(config.pixel_mean).view(3, 1, 1) if normalised else None, persistent=False

@@ -69,9 +69,9 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
         file.write(png)
 
 
-def new_figure(width: float, height: float) -> Drawing:
+def new_figure(width: float, height: float, ground: str = "white") -> Drawing:
     inches = (width / PIXELS_PER_INCH, height / PIXELS_PER_INCH)
-    figure = Drawing(figsize=inches, dpi=PIXELS_PER_INCH, facecolor="white")
+    figure = Drawing(figsize=inches, dpi=PIXELS_PER_INCH, facecolor=ground)
     FigureCanvasAgg(figure)
     return figure
 

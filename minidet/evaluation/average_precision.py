@@ -11,7 +11,7 @@ import io
 import numbers
 import unicodedata
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -173,17 +173,31 @@ def evaluate(
 
 def score_rows(dataset: CocoDataset, rows: list[dict[str, Any]]) -> AveragePrecision:
     """Score the rows of `predict_dataset` against the data set's own annotation file; only its own records count."""
+    return _score(str(dataset.annotations_path), annotations_of(dataset), "the model's detections", rows)
+
+
+def annotations_of(dataset: CocoDataset) -> dict[str, Any]:
+    """The content of a data set's annotation file, as far as it speaks of the pictures that are in the data set."""
     whole = read_json(dataset.annotations_path)
     ids = {record.id for record in dataset.records}
-    part = {
+    return {
         "images": [image for image in whole["images"] if image["id"] in ids],
         "annotations": [entry for entry in whole.get("annotations", []) if entry["image_id"] in ids],
         "categories": whole["categories"],
     }
-    return _score(str(dataset.annotations_path), part, "the model's detections", rows)
 
 
-def _score(gt_name: str, gt: Any, dt_name: str, dt: Any) -> AveragePrecision:
+def coco_evaluation(gt_name: str, gt: Any, dt_name: str, dt: Any, ious: Sequence[float] | None = None) -> COCOeval:
+    """COCO's own evaluation of detections, run and accumulated, over checked input.
+
+    Args:
+        gt_name, dt_name: what an error calls the two sides.
+        gt, dt: content of a COCO annotation file and of a COCO result file.
+        ious: at which IoU a box counts as found; None: COCO's ten thresholds.
+
+    Raises:
+        DataError: either side is not what it should be.
+    """
     images, categories, annotations = _check_ground_truth(gt_name, gt)
     rows = _check_detections(dt_name, dt, gt_name, images, categories)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress by print
@@ -192,8 +206,17 @@ def _score(gt_name: str, gt: Any, dt_name: str, dt: Any) -> AveragePrecision:
             _coco(images, categories, rows),
             iouType="bbox",
         )
+        if ious is not None:
+            evaluation.params.iouThrs = np.array(ious)
         evaluation.evaluate()
         evaluation.accumulate()
+    return evaluation
+
+
+def _score(gt_name: str, gt: Any, dt_name: str, dt: Any) -> AveragePrecision:
+    images, categories, annotations = _check_ground_truth(gt_name, gt)
+    evaluation = coco_evaluation(gt_name, gt, dt_name, dt)
+    with contextlib.redirect_stdout(io.StringIO()):
         evaluation.summarize()
 
     counted = [annotation for annotation in annotations if not annotation["iscrowd"]]
@@ -214,7 +237,7 @@ def _score(gt_name: str, gt: Any, dt_name: str, dt: Any) -> AveragePrecision:
         per_size=per_size,
         num_images=len(images),
         num_gt=len(counted),
-        num_detections=len(rows),
+        num_detections=len(dt),
     )
 
 

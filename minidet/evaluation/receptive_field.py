@@ -202,17 +202,47 @@ def effective_receptive_field(
     random = torch.Generator().manual_seed(seed)
     x = _inputs(model, images, input_hw, channels, random)
     total = torch.zeros(x.shape[-2:], dtype=torch.float64)
-    with _evaluation_mode(model), torch.enable_grad():
-        for picture in x:
-            picture = picture[None].detach().requires_grad_()
-            unit_map = _maps(model, picture, (stage,))[stage]
-            row, column = cell if cell is not None else (unit_map.shape[-2] // 2, unit_map.shape[-1] // 2)
-            unit = unit_map[0, :, row, column]
-            signs = torch.randint(0, 2, unit.shape, generator=random).mul(2).sub(1).to(unit)
-            (gradient,) = torch.autograd.grad((unit * signs).sum(), picture, allow_unused=True)
-            if gradient is not None:
-                total += gradient[0].double().square().sum(dim=0).cpu()
-    field = total.sqrt()
+    for picture in x:
+        total += UnitGradients(model, stage, picture[None]).squared(cell, random)
+    return _strength(total)
+
+
+class UnitGradients:
+    """One picture's way to one map, gone once and kept, so that many units of the map can be asked one after another.
+
+    Args:
+        model, stage: as for `effective_receptive_field`.
+        x: network input [1, channels, H, W].
+
+    Attributes:
+        map_hw: rows and columns of the map.
+    """
+
+    def __init__(self, model: nn.Module, stage: str, x: Tensor):
+        with _evaluation_mode(model), torch.enable_grad():
+            self._x = x.detach().requires_grad_()
+            self._map = _maps(model, self._x, (stage,))[stage]
+        self.map_hw: tuple[int, int] = tuple(self._map.shape[-2:])
+
+    def squared(self, cell: tuple[int, int] | None, random: torch.Generator) -> Tensor:
+        """[H, W] float64 on the CPU: squared gradient of a unit, its channels added up with random signs."""
+        row, column = cell if cell is not None else (self.map_hw[0] // 2, self.map_hw[1] // 2)
+        unit = self._map[0, :, row, column]
+        signs = torch.randint(0, 2, unit.shape, generator=random).mul(2).sub(1).to(unit)
+        if not unit.requires_grad:
+            return torch.zeros(self._x.shape[-2:], dtype=torch.float64)
+        (gradient,) = torch.autograd.grad((unit * signs).sum(), self._x, retain_graph=True, allow_unused=True)
+        if gradient is None:
+            return torch.zeros(self._x.shape[-2:], dtype=torch.float64)
+        return gradient[0].double().square().sum(dim=0).cpu()
+
+    def effective_field(self, cell: tuple[int, int] | None, seed: int = 0) -> Tensor:
+        """What `effective_receptive_field` gives for this one picture."""
+        return _strength(self.squared(cell, torch.Generator().manual_seed(seed)))
+
+
+def _strength(squared: Tensor) -> Tensor:
+    field = squared.sqrt()
     return (field / field.max().clamp(min=torch.finfo(field.dtype).tiny)).float()
 
 

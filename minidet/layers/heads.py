@@ -1,4 +1,5 @@
-"""Heads with two branches, one for what an object is and one for where it is: YOLOX's, and that of anchor detectors.
+"""Heads: YOLOX's with a branch for what an object is and one for where it is, YOLOv3's with one for both, and that of
+anchor detectors.
 
 Source: YOLOX, section 2.1 "Decoupled head", Figure 2, chapter 08; YOLOF, section 4.1, chapter 07.
 """
@@ -68,6 +69,51 @@ class DecoupledHead(nn.Module):
     ):
         super().__init__()
         self.levels = nn.ModuleList(DecoupledLevel(c, width, num_classes, depthwise, activation) for c in channels)
+
+    def forward(self, pyramid: list[Tensor]) -> list[tuple[Tensor, Tensor, Tensor]]:
+        return [level(x) for level, x in zip(self.levels, pyramid, strict=True)]
+
+
+class CoupledLevel(nn.Module):
+    """The head of one pyramid level as YOLOv3 has it: one 3 x 3 block to twice the channels, one 1 x 1 convolution.
+
+    The block serves both tasks, so what an object is and where it is are read from the same features. The 1 x 1
+    convolution to 4 + 1 + C channels is kept in three parts, each called by what it says, as in `DecoupledLevel`: that
+    is the same map, and new classes can be learned without forgetting boxes.
+
+    `forward` maps as `DecoupledLevel` does.
+    """
+
+    def __init__(self, c_in: int, num_classes: int, depthwise: bool = False, activation: str = "silu"):
+        super().__init__()
+        width = 2 * c_in
+        self.branch = conv3x3(c_in, width, 1, depthwise, activation)
+        self.class_predictor = nn.Conv2d(width, num_classes, 1)
+        self.box_predictor = nn.Conv2d(width, 4, 1)
+        self.object_predictor = nn.Conv2d(width, 1, 1)
+        for predictor in (self.class_predictor, self.object_predictor):
+            nn.init.constant_(predictor.bias, PRIOR_LOGIT)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x = self.branch(x)
+        return self.class_predictor(x), self.box_predictor(x), self.object_predictor(x)
+
+
+class CoupledHead(nn.Module):
+    """One `CoupledLevel` for each level of the pyramid; what the paper starts from.
+
+    Args:
+        channels: width of each level that comes in.
+        num_classes: C.
+
+    `forward` takes the levels, finest first, and returns for each the three maps of `CoupledLevel`.
+
+    Source: YOLOX, section 2.1, Table 2; YOLOv3, arXiv 1804.02767, section 2.3, there with three anchors a cell.
+    """
+
+    def __init__(self, channels: tuple[int, ...], num_classes: int, depthwise: bool = False, activation: str = "silu"):
+        super().__init__()
+        self.levels = nn.ModuleList(CoupledLevel(c, num_classes, depthwise, activation) for c in channels)
 
     def forward(self, pyramid: list[Tensor]) -> list[tuple[Tensor, Tensor, Tensor]]:
         return [level(x) for level, x in zip(self.levels, pyramid, strict=True)]

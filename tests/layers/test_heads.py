@@ -1,4 +1,4 @@
-"""The head of anchor detectors on one level and on several."""
+"""Coupled and decoupled heads, and the head of anchor detectors on one level and on several."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import torch
 from torch import Tensor
 
 import minidet
-from minidet.layers.heads import AnchorHead
+from minidet.detectors.weights import transfer_weights
+from minidet.errors import MinidetError
+from minidet.evaluation.speed import count_gflops, count_parameters
+from minidet.layers.heads import AnchorHead, CoupledHead
 
 WIDTH = 6
 
@@ -70,3 +73,50 @@ def test_levels_of_equal_stride_keep_their_own_names():
     with torch.no_grad():
         maps = dilated.features_of(torch.zeros(1, 3, 64, 96))
     assert [tuple(maps[name].shape[-2:]) for name in dilated.level_names] == [(8, 12), (4, 6), (4, 6), (2, 3), (1, 2)]
+
+
+def test_a_coupled_head_is_a_block_to_twice_the_channels_and_one_convolution():
+    torch.manual_seed(0)
+    head = CoupledHead((8, 12), num_classes=3).eval()
+    maps = [torch.randn(2, 8, 4, 6), torch.randn(2, 12, 2, 3)]
+    for level, x, (classes, boxes, objects) in zip(head.levels, maps, head(maps), strict=True):
+        predictors = (level.box_predictor, level.object_predictor, level.class_predictor)  # YOLOv3's order of channels
+        one = torch.nn.Conv2d(2 * x.shape[1], 4 + 1 + 3, 1)
+        one.weight.data = torch.cat([predictor.weight for predictor in predictors])
+        one.bias.data = torch.cat([predictor.bias for predictor in predictors])
+        torch.testing.assert_close(one(level.branch(x)), torch.cat([boxes, objects, classes], dim=1))
+        assert level.branch.conv.kernel_size == (3, 3)
+
+
+def test_the_coupled_head_has_the_parameters_and_work_of_the_papers_baseline():
+    # Table 2, "YOLOv3 baseline": 63.00 M, 157.3 GFLOPs, with three anchors a cell, so 3 * 85 = 4 + 1 + 250 channels.
+    model = minidet.create_model("yolox-darknet53", num_classes=250, head="coupled")
+    assert round(count_parameters(model) / 1e6, 2) == 63.00
+    assert count_gflops(model) == pytest.approx(157.3, rel=0.005)  # the paper's tool counts activations too
+
+
+def test_a_coupled_head_is_one_word_away_and_comes_back_from_a_file(tmp_path):
+    model = minidet.create_model("yolox-nano", 3, width=0.125, head="coupled", input_hw=(64, 96))
+    assert isinstance(model.head, CoupledHead)
+    images = torch.rand(2, 3, 64, 96)
+    targets = [{"boxes": torch.tensor([[5.0, 5, 40, 50]]), "labels": torch.tensor([2])}] * 2
+    losses = model.train()(images, targets)
+    sum(losses.values()).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    minidet.save_weights(model, tmp_path / "w.safetensors")
+    again = minidet.load_model(tmp_path / "w.safetensors")
+    assert again.config == model.config
+    assert torch.equal(again.dense(images).class_logits, model.eval().dense(images).class_logits)
+
+
+def test_a_coupled_head_learns_new_classes_and_keeps_its_boxes():
+    trained, model = (minidet.create_model("yolox-nano", count, width=0.125, head="coupled") for count in (3, 5))
+    left_out = transfer_weights(trained, model, "trained")
+    assert len(left_out) == 6 and all("class_predictor" in key for key in left_out)
+    box = "head.levels.0.box_predictor.weight"
+    assert torch.equal(model.state_dict()[box], trained.state_dict()[box])
+
+
+def test_another_head_is_refused():
+    with pytest.raises(MinidetError, match="head"):
+        minidet.create_model("yolox-nano", head="joined")
