@@ -176,7 +176,7 @@ def train(
             recipe, notes = choose_batch_size(
                 model, recipe, num_images, run_dir if resume else None, device, precision, ranks, accumulate
             )
-        check_parts(recipe.batch_size, ranks.size, accumulate)
+        ranks.at_first(lambda: check_parts(recipe.batch_size, ranks.size, accumulate))
         recipe, more_notes = scale_schedule(recipe, num_images)
         notes += more_notes
         config = run_config(model, recipe, train_data, val_data, seed, device, precision)
