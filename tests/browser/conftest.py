@@ -24,9 +24,8 @@ def lab_and_browser(tmp_path_factory):
         yield lab, browser
 
 
-@pytest.fixture
-def notebook(lab_and_browser):
-    """Opens a notebook with given cells; after the test no error may stand in the page's console."""
+def _notebooks(lab_and_browser):
+    """Opens a notebook with given cells; afterwards no error may stand in the page's console."""
     opened = []
 
     def make(name, cells, **options):
@@ -37,3 +36,7 @@ def notebook(lab_and_browser):
     for each in opened:
         each.close()
     assert [error for each in opened for error in each.errors] == []
+
+
+notebook = pytest.fixture(_notebooks, name="notebook")
+lasting_notebook = pytest.fixture(_notebooks, name="lasting_notebook", scope="module")  # for all tests of a module
