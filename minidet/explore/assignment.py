@@ -174,7 +174,7 @@ class AssignmentBench:
                     f"picture {index}: labels go from 0 to {self.num_classes - 1}, these from {scene.labels.min()} to "
                     f"{scene.labels.max()}"
                 )
-        names = self.models[0][1].class_names
+        names = next((model.class_names for _, model in self.models if model.class_names), None)
         self.class_names = list(names) if names else [f"class {label}" for label in range(self.num_classes)]
         self._dense: dict[tuple[int, int], DensePredictions] = {}
         self._ground: dict[tuple[int, int], Ground] = {}
