@@ -11,6 +11,7 @@ float16. The explorers of assignment and of heads show them; the figures here ar
 from __future__ import annotations
 
 import dataclasses
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,6 +89,8 @@ def run(head: str, options: Options) -> dict:
     folder = options.runs / head
     resume = (folder / "config.json").exists()
     result = train(model, recipe, train_data, val_data, folder, device="cpu", seed=options.seed, resume=resume)
+    if result.interrupted:
+        sys.exit("Stopped; the same command goes on.")
 
     stages = []
     for epoch in options.stages:

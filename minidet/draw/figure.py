@@ -47,13 +47,20 @@ class Drawing(Figure):
         return bundle, {"image/png": {"width": width, "height": height, "alt": self.alt}}
 
 
-def figure_png(figure: Figure) -> bytes:
-    """The figure as PNG; the same figure gives the same bytes (no date, no version inside)."""
+def figure_png(figure: Figure, compression: int = 6) -> bytes:
+    """The figure as PNG; the same figure gives the same bytes (no date, no version inside).
+
+    Args:
+        figure: any.
+        compression: from 1 (fast, larger) to 9 (slow, smaller).
+    """
     canvas, buffer = figure.canvas, io.BytesIO()
     style = matplotlib.style.context("default") if isinstance(figure, Drawing) else contextlib.nullcontext()
     with style, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # drawn as a box; no reason to fill a log
-        FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
+        FigureCanvasAgg(figure).print_png(
+            buffer, metadata={"Software": None}, pil_kwargs={"compress_level": compression}
+        )
     figure.set_canvas(canvas)  # a figure that belongs to a window goes on belonging to it
     return buffer.getvalue()
 

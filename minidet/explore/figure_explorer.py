@@ -131,7 +131,7 @@ class FigureExplorer(base.Explorer):
         figure.patch.set_alpha(0)  # the page's own ground shows through
         places = [_place(axes) for axes in figure.axes if axes.get_gid() == CLICKABLE]
         figure.set_dpi(PIXELS_PER_INCH * self._scale)
-        self.picture = figure_png(figure)
+        self.picture = figure_png(figure, compression=1)
         self.values = checked
         self.answer = {
             "controls": [asdict(control) for control in controls],
