@@ -4,9 +4,8 @@ PYTHON ?= python3
 LAB_ARGS ?=
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
-CHAPTERS ?= $(sort $(wildcard chapters/*.ipynb chapters/solutions/*.ipynb))
-# Chapters, and a notebook for each explorer: the tests run them all.
-NOTEBOOKS ?= $(CHAPTERS) $(sort $(wildcard tests/notebooks/*.ipynb))
+# The chapters, and for each explorer a notebook that holds it.
+CHAPTERS ?= $(sort $(wildcard chapters/*.ipynb chapters/solutions/*.ipynb tests/notebooks/*.ipynb))
 
 BIN := .venv/bin
 # Holds the two files that .venv was installed from, so a new date alone (a checkout, a copy) installs nothing again.
@@ -35,7 +34,7 @@ test: setup  ## check the style, run every test, then every chapter against its 
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet . || { echo "Run 'make style' to format these files."; exit 1; }
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
-	$(if $(strip $(NOTEBOOKS)),$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=300 $(NOTEBOOKS))
+	$(if $(CHAPTERS),$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=300 $(CHAPTERS))
 
 style: setup  ## format the code and mend what ruff can mend
 	$(BIN)/ruff check --fix --exit-zero --quiet .
@@ -43,8 +42,8 @@ style: setup  ## format the code and mend what ruff can mend
 
 # Without the state of widgets: it holds every script and picture again, and readers without a kernel get the pictures.
 chapters: setup  ## run the chapters and store their outputs (CHAPTERS=chapters/00_start_here.ipynb for one)
-	$(if $(strip $(NOTEBOOKS)),$(BIN)/jupyter nbconvert --to notebook --execute --inplace \
-		--ExecutePreprocessor.store_widget_state=False $(NOTEBOOKS))
+	$(if $(CHAPTERS),$(BIN)/jupyter nbconvert --to notebook --execute --inplace \
+		--ExecutePreprocessor.store_widget_state=False $(CHAPTERS))
 
 clean:  ## delete caches and build leftovers; data, runs and .venv stay
 	find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +
