@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data._utils.signal_handling import _set_SIGCHLD_handler
 from tqdm import tqdm
 
 from minidet.data.augment import (
@@ -776,6 +777,8 @@ def _without_alarm() -> Iterator[None]:
         yield
         return
     before = signal.getsignal(signal.SIGCHLD)
+    if getattr(before, "__module__", None) == _set_SIGCHLD_handler.__module__:
+        before = signal.SIG_DFL  # another loader of this process has set the alarm already
     try:
         yield
     finally:

@@ -486,7 +486,10 @@ class Deadly(Pictures):
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
-def test_a_killed_worker_is_one_clear_error_at_the_next_batch_and_the_loader_lives_on(tmp_path):
+@pytest.mark.parametrize("after_another_loader", [False, True])
+def test_a_killed_worker_is_one_clear_error_at_the_next_batch_and_the_loader_lives_on(tmp_path, after_another_loader):
+    if after_another_loader:  # with workers, a DataLoader raises an alarm wherever the main thread is when one dies
+        assert len(list(torch.utils.data.DataLoader([1, 2], num_workers=1))) == 2
     data = Deadly(8)
     data.tame = tmp_path / "tame"
     loader = training_loader(data, STILL, SIZE_HW, batch_size=2, workers=2, cache="none")
