@@ -95,7 +95,8 @@ def drag(page, x: float, y: float, moves: int, pause_ms: float, radius: float = 
     for i in range(moves):
         turn = 2 * np.pi * i / 97
         page.mouse.move(x + radius * np.sin(turn), y + 0.6 * radius * np.sin(2 * turn))
-        page.wait_for_timeout(pause_ms)
+        if pause_ms:
+            page.wait_for_timeout(pause_ms)
 
 
 def main(options: Options) -> None:
@@ -147,13 +148,13 @@ def main(options: Options) -> None:
 
 
 def memory_of_drags(page, folder: Path, x: float, y: float, drags: int) -> dict[str, float]:
-    """The memory of the kernel before and after so many drags of five moves each, every one answered."""
+    """The memory of the kernel before and after so many drags of six moves each."""
     process = kernel_process(folder)
     before = resident_mib(process)
     for i in range(drags):
         page.mouse.move(x, y)
         page.mouse.down()
-        drag(page, x, y, 5, 2, radius=20 + i % 60)
+        drag(page, x, y, 5, 0, radius=20 + i % 60)
         page.mouse.move(x, y)
         page.mouse.up()
     page.wait_for_timeout(1000)

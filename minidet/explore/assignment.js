@@ -76,8 +76,8 @@ class Store {
     return { width, height };
   }
 
-  changed() {
-    for (const view of this.views) view.refresh();
+  changed(words = true) {
+    for (const view of this.views) view.refresh(words);
   }
 
   /** Remember the objects as they are, for undo. Called before a hand changes them. */
@@ -96,8 +96,8 @@ class Store {
       const buffers = this.waiting ? [] : [new Float32Array(boxes.flat()).buffer, new Int32Array(labels).buffer];
       return [state, buffers];
     });
-    for (const view of this.views) view.root.setAttribute("aria-busy", "true");
-    this.changed();
+    for (const view of this.views) view.setBusy(true);
+    this.changed(!this.held); // while a box is dragged, words and tables follow with the answer
   }
 
   setBox(index, box) {
@@ -892,14 +892,25 @@ class View {
     this.store.add([width / 2 - half, height / 2 - half, width / 2 + half, height / 2 + half], this.label());
   }
 
-  /** Draw in the browser's next frame; however often it is called before, once. */
-  refresh() {
+  /** Draw in the browser's next frame, however often it is called before; the words around the picture too, or not. */
+  refresh(words = true) {
+    this.wordsToo = words || this.wordsToo;
     if (this.scheduled) return;
     this.scheduled = true;
     requestAnimationFrame(() => {
       this.scheduled = false;
-      this.show();
+      if (this.wordsToo) this.show();
+      this.wordsToo = false;
+      for (const panel of this.panels) panel.draw();
+      this.setBusy(this.store.channel.busy);
+      this.tell("drawn", this.store.drawn);
     });
+  }
+
+  setBusy(busy) {
+    if (this.busy === busy) return;
+    this.busy = busy;
+    this.root.setAttribute("aria-busy", String(busy));
   }
 
   show() {
@@ -920,12 +931,9 @@ class View {
     this.back.disabled = !store.undo.length;
     this.compare.disabled = state.panels.length >= store.scene.most_panels;
     for (const panel of this.panels) panel.refresh();
-    for (const panel of this.panels) panel.draw();
     if (store.error) this.notice.show(store.error.text, store.error.details);
     else if (store.silence) this.notice.show(store.silence);
     else this.notice.hide();
-    this.root.setAttribute("aria-busy", String(store.channel.busy));
-    this.tell("drawn", store.drawn);
   }
 
   /** For whoever measures: request number `seq` goes out ("asked"), or this frame shows the answer to it ("drawn"). */
