@@ -156,10 +156,14 @@ class Notebook:
             raise AssertionError(problems.first.inner_text())
 
     def command(self, name: str, arguments: dict[str, Any] | None = None) -> None:
-        """A command of JupyterLab, as its menus call it."""
+        """A command of JupyterLab, as its menus call it; one that never ends is an error."""
         self.page.evaluate(
-            "([name, given]) => window.jupyterapp.commands.execute(name, given).then(() => null)",
-            [name, arguments or {}],
+            """([name, given, most]) => Promise.race([
+              window.jupyterapp.commands.execute(name, given).then(() => null),
+              new Promise((_, fail) => setTimeout(() => fail(new Error(`${name} has not ended after ${most} s. `
+                + (document.querySelector(".jp-Dialog")?.innerText ?? ""))), 1000 * most)),
+            ])""",
+            [name, arguments or {}, CELL_SECONDS],
         )
 
     def theme(self, name: str) -> None:
