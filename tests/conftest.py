@@ -40,3 +40,11 @@ def shared_data() -> Path:
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _same_threads():
+    """No test leaves another number of threads behind: sums in another order are other bits in every later test."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)

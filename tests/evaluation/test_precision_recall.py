@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 import minidet
 from minidet.data.coco import load_split
@@ -99,7 +98,6 @@ def test_a_trained_models_curve_has_the_ap50_that_evaluate_reports(tmp_path):
     make_shapes(tmp_path / "shapes", ShapesConfig(train=0, val=8, test=0), progress=False)
     data = load_split(tmp_path / "shapes", "val")
     model = minidet.load_model(REPOSITORY / "chapters" / "weights" / "yolox-nano-shapes.safetensors")
-    torch.set_num_threads(1)
     result = precision_recall(annotations_of(data), predict_dataset(model, data, progress=False))
     wanted = evaluate(model, data, progress=False)
     assert result.all_classes.ap50 == pytest.approx(wanted.ap50, abs=1e-12)
