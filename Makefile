@@ -25,7 +25,8 @@ setup: $(STAMP)  ## create .venv and install everything that the course needs, o
 
 lab: setup  ## draw the data and open JupyterLab on the chapters (LAB_ARGS="--no-browser --port=9000")
 	$(BIN)/minidet data shapes data/shapes
-	$(BIN)/jupyter lab --ip=127.0.0.1 --LabApp.default_url=/lab/tree/chapters $(ROOT_ARGS) $(LAB_ARGS)
+	JUPYTER_CONFIG_PATH="$(CURDIR)/minidet/explore/jupyter:$$JUPYTER_CONFIG_PATH" \
+		$(BIN)/jupyter lab --ip=127.0.0.1 --LabApp.default_url=/lab/tree/chapters $(ROOT_ARGS) $(LAB_ARGS)
 
 demo: setup  ## train a small YOLOX on drawn pictures and show what it finds (minutes on two CPU cores)
 	$(BIN)/minidet demo $(DEMO_ARGS)

@@ -7,6 +7,7 @@ const HANDLE = 6; // pixels around a corner or side in which it can be grabbed
 const HANDLES = [[0, 0], [0.5, 0], [1, 0], [1, 0.5], [1, 1], [0.5, 1], [0, 1], [0, 0.5]]; // places on the box
 const CURSORS = ["nwse", "ns", "nesw", "ew", "nwse", "ns", "nesw", "ew"];
 const MOST_UNDO = 200;
+const MOST_STAMPS = 4000; // in memory; a few KB each
 const NO_VALUE = 255;
 
 const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
@@ -190,16 +191,16 @@ class Store {
 
 const GLYPHS = { o: "●", s: "■", "^": "▲", D: "◆", v: "▼", P: "✚", X: "✖" }; // the same shapes in text
 
-/** The outline of a level's mark, side by side with `MARKS` of minidet/draw/palette.py. */
-function outline(context, shape, x, y, side) {
+/** The outline of a level's mark around (0, 0), side by side with `MARKS` of minidet/draw/palette.py. */
+function outline(context, shape, side) {
   const r = side / 2;
   context.beginPath();
   const polygon = (points) => {
-    points.forEach(([px, py], i) => (i ? context.lineTo(x + px * r, y + py * r) : context.moveTo(x + px * r, y + py * r)));
+    points.forEach(([px, py], i) => (i ? context.lineTo(px * r, py * r) : context.moveTo(px * r, py * r)));
     context.closePath();
   };
-  if (shape === "o") context.arc(x, y, r, 0, 2 * Math.PI);
-  else if (shape === "s") context.rect(x - r, y - r, side, side);
+  if (shape === "o") context.arc(0, 0, r, 0, 2 * Math.PI);
+  else if (shape === "s") context.rect(-r, -r, side, side);
   else if (shape === "^") polygon([[0, -1], [1, 1], [-1, 1]]);
   else if (shape === "v") polygon([[0, 1], [1, -1], [-1, -1]]);
   else if (shape === "D") polygon([[0, -1.2], [1.2, 0], [0, 1.2], [-1.2, 0]]);
@@ -210,11 +211,11 @@ function outline(context, shape, x, y, side) {
   }
 }
 
-function cross(context, x, y, side) {
+function cross(context, side) {
   const r = side / 2;
   context.beginPath();
-  context.moveTo(x - r, y - r); context.lineTo(x + r, y + r);
-  context.moveTo(x + r, y - r); context.lineTo(x - r, y + r);
+  context.moveTo(-r, -r); context.lineTo(r, r);
+  context.moveTo(r, -r); context.lineTo(-r, r);
 }
 
 /** Stroke the present path twice: dark and wide, then light or coloured, so that it can be seen on any picture. */
@@ -313,64 +314,101 @@ function drawMarks(context, store, index, panel, scale) {
   const [slots, owners, kinds, values] = ["slot", "owner", "kind", "value"].map((name) => arrays[`${index}.${name}`]);
   // A level is hidden as soon as the person says so; the kernel's answer about it only serves the picture without one.
   const hidden = new Set(store.state.panels[index]?.hidden ?? []);
-  context.textAlign = "center";
-  context.textBaseline = "middle";
   for (let i = 0; i < slots.length; i += 1) {
     const slot = slots[i];
     if (hidden.has(levels[slot])) continue;
     const kind = scene.kinds[kinds[i]];
     const [fill, ink] = owners[i] >= 0 ? store.colours(owners[i]) : ["#bbbbbb", "#000000"];
     const shape = scene.shapes[levels[slot] % scene.shapes.length];
-    drawMark(context, scene, kind, shape, places[2 * slot] * scale, places[2 * slot + 1] * scale, markSize(cells[slot] * scale), fill, ink, owners[i], values[i]);
+    const side = markSize(cells[slot] * scale);
+    const key = `${kinds[i]} ${shape} ${side} ${owners[i]} ${values[i]}`;
+    stamps.put(context, key, places[2 * slot] * scale, places[2 * slot + 1] * scale, 1.2 * Math.max(side, LISTED), (inner) => {
+      drawMark(inner, scene, kind, shape, side, fill, ink, owners[i], values[i]);
+    });
   }
 }
 
-function drawMark(context, scene, kind, shape, x, y, side, fill, ink, owner, value) {
+/** Marks that were drawn once, as pictures: there are hundreds in a frame, but few that look different. */
+class Stamps {
+  constructor() {
+    this.made = new Map();
+    this.density = 0;
+  }
+
+  /** Put a mark's picture at (x, y), on whole pixels of the screen; `paint` draws it around (0, 0), at most `reach` far. */
+  put(context, key, x, y, reach, paint) {
+    const density = window.devicePixelRatio || 1;
+    if (density !== this.density || this.made.size > MOST_STAMPS) {
+      this.made.clear();
+      this.density = density;
+    }
+    let stamp = this.made.get(key);
+    if (!stamp) {
+      const half = Math.ceil(reach * density);
+      const canvas = new OffscreenCanvas(2 * half, 2 * half);
+      const inner = canvas.getContext("2d");
+      inner.setTransform(density, 0, 0, density, half, half);
+      inner.textAlign = "center";
+      inner.textBaseline = "middle";
+      paint(inner);
+      stamp = canvas.transferToImageBitmap();
+      this.made.set(key, stamp);
+    }
+    const half = stamp.width / 2;
+    const [left, top] = [Math.round(x * density) - half, Math.round(y * density) - half];
+    context.drawImage(stamp, left / density, top / density, stamp.width / density, stamp.height / density);
+  }
+}
+
+const stamps = new Stamps();
+
+/** A mark around (0, 0). */
+function drawMark(context, scene, kind, shape, side, fill, ink, owner, value) {
   const inside = (text, size, colour) => {
     context.fillStyle = colour;
     context.font = `bold ${(text.length < 3 ? 0.7 : 0.5) * size}px system-ui, sans-serif`;
-    context.fillText(text, x, y + 0.5);
+    context.fillText(text, 0, 0.5);
   };
   if (kind === "positive") {
-    outline(context, shape, x, y, side);
+    outline(context, shape, side);
     stroke(context, fill, 0.5);
     context.fillStyle = fill;
     context.fill();
     if (side >= NUMBERED) inside(`${owner + 1}`, side, ink);
   } else if (kind === "ignored") {
-    cross(context, x, y, 0.7 * side);
+    cross(context, 0.7 * side);
     stroke(context, "#ffffff", 1.5);
   } else if (kind === "conflict") {
-    outline(context, "o", x, y, 1.7 * side);
+    outline(context, "o", 1.7 * side);
     stroke(context, "#ffffff", 2, "#000000", [4, 3]);
   } else if (kind === "other") {
-    outline(context, "o", x, y, Math.max(0.35 * side, 3));
+    outline(context, "o", Math.max(0.35 * side, 3));
     stroke(context, "#dddddd", 0.4, "#333333");
     context.fillStyle = "#dddddd";
     context.fill();
   } else if (kind === "heat") {
-    outline(context, shape, x, y, side);
+    outline(context, shape, side);
     stroke(context, "#ffffff", 1);
     context.fillStyle = value === NO_VALUE ? "#bbbbbb" : heatColour(scene.heat, value / (NO_VALUE - 1));
     context.fill();
   } else if (kind === "from predictions" || kind === "from anchors") {
     const size = Math.max(side, LISTED);
-    outline(context, kind === "from anchors" ? "s" : "o", x, y, kind === "from anchors" ? 1.15 * size : size);
+    outline(context, kind === "from anchors" ? "s" : "o", kind === "from anchors" ? 1.15 * size : size);
     stroke(context, fill, 0.6);
     context.fillStyle = fill;
     context.fill();
     inside(`${value}`, size, ink);
   } else if (kind === "dropped") {
-    outline(context, shape, x, y, side);
+    outline(context, shape, side);
     context.fillStyle = "#ffffff";
     context.fill();
     stroke(context, fill, 1.6);
-    cross(context, x, y, 0.6 * side);
+    cross(context, 0.6 * side);
     context.strokeStyle = "#000000";
     context.lineWidth = 1.6;
     context.stroke();
   } else {
-    outline(context, shape, x, y, side);
+    outline(context, shape, side);
     stroke(context, fill, 2);
   }
 }

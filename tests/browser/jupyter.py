@@ -78,6 +78,7 @@ def running_lab(folder: Path) -> Iterator[Lab]:
     }
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, **{name: str(private / part) for name, part in places.items()}, "PYTHONPATH": path}
+    environment["JUPYTER_CONFIG_PATH"] = str(ROOT / "minidet" / "explore" / "jupyter")  # as `make lab` does
     quiet = private / "settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
     quiet.parent.mkdir(parents=True)
     quiet.write_text('{"fetchNews": "false", "checkForUpdates": false}')  # both would ask the internet
