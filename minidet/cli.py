@@ -264,6 +264,7 @@ class Ablate:
     model: ModelName = "yolof-r18-c5"  # which variant
     out: Path = Path("runs/ablation")  # where all runs, table.md, results.json and ablation.png go
     input_size: tuple[int, int] | None = None  # height and width of the network input
+    width: int | None = None  # channels of encoder and head, instead of the model's
     batch_size: int | None = None  # pictures a step, instead of the recipe's
     set: tuple[str, ...] = ()  # other fields of the recipe, as for train
     train_split: str = "train"  # learn from this split
@@ -283,7 +284,8 @@ class Ablate:
         ablations = FAMILIES[self.family]
         if not self.model.startswith(self.family):
             raise MinidetError(f"--model {self.model}: the parts of a {self.family} are changed, so name one of those")
-        changes = {} if self.input_size is None else {"input_hw": self.input_size}
+        given = {"input_hw": self.input_size, "width": self.width}
+        changes = {name: value for name, value in given.items() if value is not None}
         model = create_model(self.model, **changes)
         if not all(parameter.requires_grad for parameter in model.parameters()):
             raise MinidetError(

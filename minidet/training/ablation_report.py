@@ -136,11 +136,12 @@ def format_table(results: dict[str, Any]) -> str:
 
 
 def in_one_line(results: dict[str, Any]) -> str:
-    """Model, data, budget and input size."""
+    """Model, data, budget, input size, and the width if it is not the model's own."""
     settings = results["settings"]
     recipe, data = settings["recipe"], settings["data"]
     costs = [c["cost"] for ablation in results["ablations"].values() for c in ablation["cells"] if c["cost"]]
     size = f", input {costs[0]['input_hw'][0]} x {costs[0]['input_hw'][1]}" if costs else ""
+    size += f", {settings['changes']['width']} channels" if "width" in settings["changes"] else ""
     count, unit = (recipe["epochs"], "epoch") if recipe["epochs"] else (recipe["iterations"], "iteration")
     length = f"{count} {unit}{'' if count == 1 else 's'}"
     return (

@@ -361,18 +361,24 @@ def test_a_cell_without_a_run_says_so_and_long_words_stay_inside():
 def test_the_command_trains_compares_and_draws(tmp_path, capsys, monkeypatch):
     size = ["--train", "4", "--val", "2", "--test", "0", "--image-hw", "64", "96", "--objects", "1", "2"]
     assert main(["data", "shapes", str(tmp_path / "shapes"), *size]) == 0
-    small = {"width": 16, "mid_width": 4}
     cells = tuple(
-        dataclasses.replace(cell, changes=cell.changes | small) for cell in YOLOF_ABLATIONS["components"].cells
+        dataclasses.replace(cell, changes=cell.changes | {"mid_width": 4})
+        for cell in YOLOF_ABLATIONS["components"].cells
     )
     tiny = {"components": Ablation("What do they add?", cells[::3])}
     monkeypatch.setitem(FAMILIES, "yolof", tiny)
     out = tmp_path / "out"
     command = ["ablate", "yolof", str(tmp_path / "shapes"), "--out", str(out), "--seeds", "0", "--epochs", "1"]
     command += ["--input-size", "64", "96", "--batch-size", "2", "--workers", "0", "--device", "cpu"]
+    command += ["--width", "16"]
     assert main(command) == 0
     printed = capsys.readouterr().out
-    for text in ("projector and max-IoU", "+ both (YOLOF)", "input 64 x 96", f"{out}: table.md, results.json"):
+    for text in (
+        "projector and max-IoU",
+        "+ both (YOLOF)",
+        "input 64 x 96, 16 channels",
+        f"{out}: table.md, results.json",
+    ):
         assert text in printed
     assert {"settings.json", "table.md", "results.json", "ablation.png", "baseline", "both"} == {
         path.name for path in out.iterdir()
