@@ -48,6 +48,11 @@ def _crowd(rng: Generator) -> tuple[Tensor, Tensor, Tensor, float]:
     return _random_boxes(rng, 200) - 40, scores, torch.randint(4, (200,), generator=rng), 0.45
 
 
+LAST_AXIS = (
+    "[:, 0] and [:, :2] go along the second axis. The four numbers stand on the last one, however many axes there are "
+    "before it: use [..., 0], [..., :2] or unbind(-1), and dim=-1."
+)
+
 # ---- what people write -----------------------------------------------------------------------------------------------
 
 
@@ -186,11 +191,8 @@ EXERCISES = (
                 "The numbers are right, but they keep the type that the file had. Everything behind this door expects "
                 "float32: call .float().",
             ),
-            Mistake(
-                lambda boxes: torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1).float(),
-                "[:, :2] goes along the second axis. The four numbers stand on the last one, however many there are "
-                "before it: use [..., :2] and dim=-1.",
-            ),
+            Mistake(lambda boxes: torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1).float(), LAST_AXIS),
+            Mistake(lambda boxes: coco_to_xyxy(torch.stack([boxes[:, i] for i in range(4)], dim=1)), LAST_AXIS),
             Mistake(
                 lambda boxes: _in_place(boxes),
                 "boxes[..., 2:] += ... writes into the caller's tensor: whoever converts it a second time gets "
@@ -268,8 +270,7 @@ EXERCISES = (
             ),
             Mistake(
                 _giou_on_the_second_axis,
-                "[:, 0] goes along the second axis. The four numbers stand on the last one, however many there are "
-                "before it: use [..., 0] or unbind(-1).",
+                LAST_AXIS,
             ),
             Mistake(
                 _giou_of_sizes,
