@@ -71,4 +71,4 @@ def _legend(canvas: Axes, y: float, slack: float, look: Look) -> None:
     canvas.plot([MARGIN + 352] * 2, [y - 11, y + 3], color=look.ink, linewidth=1.8)
     write(canvas, MARGIN + 360, y, "receptive field", 11, look.ink)
     canvas.add_artist(Rectangle((MARGIN + 470, y - 11), 24, 14, facecolor=COVERED, alpha=0.45, linewidth=0))
-    write(canvas, MARGIN + 500, y, f"sizes it fits: down to a part of {slack:g}", 11, look.ink)
+    write(canvas, MARGIN + 500, y, f"sizes it fits, from 1/{slack:g} of it", 11, look.ink)

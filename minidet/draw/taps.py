@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.collections import LineCollection
 
-from minidet.draw.figure import Drawing, new_figure, overlay, plain_style, shorten, write
+from minidet.draw.figure import Drawing, new_figure, overlay, plain_style, shorten, text_width, write
 from minidet.draw.look import LIGHT, Look
 from minidet.draw.palette import PALETTE
 
@@ -68,7 +68,9 @@ def draw_taps(panels: Sequence[TapsPanel], look: Look = LIGHT) -> Drawing:
     canvas = overlay(figure, width, height)
     left = float(LABELS)
     for panel, rows, wide in zip(panels, ways, widths, strict=True):
-        write(canvas, left, 18, shorten(panel.title, wide - 6, 12, bold=True), 12, look.ink, bold=True)
+        title = shorten(panel.title, wide - 6, 12, bold=True)
+        start = left + wide / 2 - 10 - text_width(title, 12, bold=True) / 2
+        write(canvas, start, 18, title, 12, look.ink, bold=True)
         places = _places(rows, panel.layers, left + wide / 2 - 10)
         ys = [HEAD + high * ROW - level * ROW for level in range(len(rows))]
         for level, (kernel, _, dilation) in enumerate(panel.layers):
