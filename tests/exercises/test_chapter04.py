@@ -338,7 +338,7 @@ def as_a_set(projector, stride, dilations, shortcuts):
         (without_the_projector, "sizes[0] is 0, not 547.", "What the projector sees is missing"),
         (downwards, "sizes[0] is 931, not 547.", ""),
         (as_floats, "sizes is float32, but int64 was expected.", "Which line made this type?"),
-        (as_a_list, "4 values came back, but 1 were expected.", "Return sizes"),
+        (as_a_list, "4 values came back, but 1 were expected.", "Return sizes alone, as one value"),
         (as_a_set, "sizes is of type set, but a tensor was expected.", ""),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
