@@ -200,7 +200,7 @@ def _chart(
         colour = COVERED if row.chosen else look.pale
         words = f"{row.words}: {_ranges_in_words(finite)}"
         write(axes, 8.2, y + 14, shorten(words, wide - 8, 11, bold=row.chosen), 11, look.ink, bold=row.chosen)
-        for low, top_end in _union([(size / view.slack, size) for size in finite]):
+        for low, top_end in join_spans([(size / view.slack, size) for size in finite]):
             axes.add_artist(Rectangle((low, y + 20), top_end - low, 18, facecolor=colour, alpha=0.45, linewidth=0))
             if row.chosen:
                 axes.add_artist(
@@ -236,7 +236,7 @@ def _ranges_in_words(sizes: Sequence[float]) -> str:
     return f"{len(sizes)} ranges, {min(sizes):.0f}–{max(sizes):.0f} px"
 
 
-def _union(spans: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+def join_spans(spans: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Spans joined where they overlap, so that nothing is painted twice."""
     joined: list[tuple[float, float]] = []
     for low, high in sorted(spans):

@@ -186,7 +186,9 @@ def _fault(
         return f"your function returned None instead of {names}.", "Does it end with `return`?"
     if len(outcome.values) != len(expected.values):
         count = f"{len(outcome.values)} value{'' if len(outcome.values) == 1 else 's'}"
-        return f"{count} came back, but {len(expected.values)} were expected.", f"Return {names}, in this order."
+        one = f"Return {names} alone, as one value: a list or a tuple counts as several."
+        advice = one if len(expected.values) == 1 else f"Return {names}, in this order."
+        return f"{count} came back, but {len(expected.values)} were expected.", advice
     for name, value, wanted in zip(exercise.returns, outcome.values, expected.values, strict=True):
         fault = _difference(name, value, wanted)
         if fault:
