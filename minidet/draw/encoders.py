@@ -15,7 +15,7 @@ from minidet.layers.encoders import ENCODERS, STAGES, MultipleOut
 LEVELS = ("p3", "p4", "p5", "p6", "p7")
 NAMES = {"mimo": "MiMo", "simo": "SiMo", "miso": "MiSo", "siso": "SiSo"}
 INPUT, OUTPUT, HEAD = PALETTE[4], PALETTE[0], PALETTE[7]
-PANEL, HEIGHT, MARGIN, GAP, LEGEND = 216, 268, 12, 16, 30  # pixels of the figure
+PANEL, TOP, MARGIN, GAP, ROW = 216, 268, 12, 16, 28  # width of a panel, height above the legend, ... in pixels
 BOTTOM, STEP, BAR = 236, 42, 24  # of the lowest map; from a map to the next; height of a map
 WIDTHS = {"3": 66, "4": 52, "5": 40, "6": 30, "7": 30}  # of a map by its level: the finer, the wider
 INPUTS_AT, OUTPUTS_AT, HEADS_AT = 44, 140, 196
@@ -37,11 +37,14 @@ def draw_encoders(kinds: Sequence[str] = tuple(ENCODERS)) -> Drawing:
     if unknown or not kinds:
         raise MinidetError(f"draw_encoders draws any of {', '.join(map(repr, ENCODERS))}, not {list(kinds)}")
     width = len(kinds) * PANEL + (len(kinds) - 1) * GAP + 2 * MARGIN
-    figure = new_figure(width, HEIGHT + LEGEND)
-    canvas = overlay(figure, width, HEIGHT + LEGEND)
+    rows = _legend_rows(width - 2 * MARGIN)
+    height = TOP + ROW * len(rows)
+    figure = new_figure(width, height)
+    canvas = overlay(figure, width, height)
     for index, kind in enumerate(kinds):
         _panel(canvas, kind, MARGIN + index * (PANEL + GAP))
-    _legend(canvas, MARGIN, HEIGHT + LEGEND / 2, width - 2 * MARGIN)
+    for number, row in enumerate(rows):
+        _draw_legend(canvas, row, TOP + ROW * (number + 0.5))
     figure.alt = " ".join(_in_words(kind) for kind in kinds)
     return figure
 
@@ -97,17 +100,32 @@ def _arrow(canvas: Axes, start: tuple[float, float], end: tuple[float, float], i
     )
 
 
-def _legend(canvas: Axes, x: float, y: float, room: float) -> None:
+def _legend_rows(room: float) -> list[list[tuple[str, str, str]]]:
+    """Colour, shape and words of the legend, in as many rows as it needs."""
     entries = (
-        (INPUT, "s", "stage of the backbone (dashed: only its size counts)"),
+        (INPUT, "s", "stage of the backbone (dashed: unused)"),
         (OUTPUT, "s", "map that comes out"),
-        (HEAD, "D", "the head, the same weights each time"),
+        (HEAD, "D", "the head, the same weights everywhere"),
     )
-    size = 12 if sum(text_width(words, 12) + 40 for *_, words in entries) <= room else 8
-    for fill, shape, words in entries:
+    rows: list[list[tuple[str, str, str]]] = [[]]
+    for entry in entries:
+        if rows[-1] and sum(_legend_width(each) for each in (*rows[-1], entry)) > room:
+            rows.append([])
+        rows[-1].append(entry)
+    return rows
+
+
+def _legend_width(entry: tuple[str, str, str]) -> float:
+    return text_width(entry[2], 11) + 40
+
+
+def _draw_legend(canvas: Axes, row: Sequence[tuple[str, str, str]], y: float) -> None:
+    x: float = MARGIN
+    for entry in row:
+        fill, shape, words = entry
         canvas.plot([x + 6], [y], marker=shape, markersize=10, color=fill)
-        write(canvas, x + 18, y + 4, words, size, INK)
-        x += text_width(words, size) + 40
+        write(canvas, x + 18, y + 4, words, 11, INK)
+        x += _legend_width(entry)
 
 
 def _in_words(kind: str) -> str:

@@ -36,6 +36,10 @@ def _size(boxes: Tensor) -> Tensor:
     return (width * height).sqrt()
 
 
+def _unpacked(x1: Tensor, y1: Tensor, x2: Tensor, y2: Tensor) -> tuple[Tensor, ...]:
+    return x1, y1, x2, y2
+
+
 def _clamped(level: Tensor, lowest: int, highest: int) -> Tensor:
     return level.clamp(lowest, highest).long()
 
@@ -106,6 +110,13 @@ ROUTE = Exercise(
                 torch.floor(4 + torch.log2(_size(boxes) ** 2 / 224**2)), lowest, highest
             ),
             "Area over area counts every doubling of the side twice. Take the square root of the area first.",
+        ),
+        Mistake(
+            lambda boxes, lowest, highest: _clamped(
+                torch.floor(4 + torch.log2(_size(torch.stack(_unpacked(*boxes)).T) / 224)), lowest, highest
+            ),
+            "Unpacking runs along the first axis, so with four boxes you get four boxes and not four corners. Take the "
+            "columns: boxes[:, 0] or boxes.unbind(dim=1).",
         ),
         Mistake(
             lambda boxes, lowest, highest: _clamped(

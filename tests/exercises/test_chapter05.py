@@ -160,7 +160,7 @@ def test_levels_by_hand(side, level):
             "whole numbers whose product leaves int32",
             "Turn the boxes into floats before you multiply",
         ),
-        (boxes_as_columns, "raised ValueError", "print the shape of every tensor on the way"),
+        (boxes_as_columns, "levels[1] is 2, not 3.", "Unpacking runs along the first axis"),
         (in_place, "other numbers stand in boxes afterwards", "Make a new tensor instead"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -241,10 +241,6 @@ def with_biases(level_shapes, widths, kernel):
     return stack(level_shapes, widths, kernel) + level_shapes.long().prod(1) * sum(widths[1:])
 
 
-def as_list(level_shapes, widths, kernel):
-    return stack(level_shapes, widths, kernel).tolist()
-
-
 def test_the_stub_of_stack_macs_is_not_attempted():
     assert review(STACK, stack_stub).status == "not attempted"
 
@@ -261,8 +257,8 @@ def test_the_right_counts_are_those_of_the_detectors_head(kind, anchors):
     shapes = torch.tensor([(-(-height // stride), -(-width // stride)) for stride in model.strides])
     into_classes, into_boxes = [256] * 5 + [anchors * classes], [256] * 5 + [anchors * 4]
     by_hand = STACK.answer(shapes, into_classes, 3).sum() + STACK.answer(shapes, into_boxes, 3).sum()
-    norms = 2 * 8 * 256 * shapes.prod(dim=1).sum()  # two operations for each number, and half as many multiply-adds
-    assert (by_hand + norms / 2).item() / 1e9 == pytest.approx(count_cost(model).part("head").gmacs, rel=1e-6)
+    norms = 2 * 8 * 256 * shapes.prod(dim=1).sum()  # counted two for each number that comes out
+    assert (by_hand + norms).item() / 1e9 == pytest.approx(count_cost(model).part("head").gmacs, rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -280,7 +276,6 @@ def test_the_right_counts_are_those_of_the_detectors_head(kind, anchors):
         (in_float32, "macs is float32, but int64 was expected.", "Count in int64."),
         (in_int32, "a large picture, shapes in int32", "int32 ends at 2,147,483,647"),
         (with_biases, "macs[0] is 2280, not 2160.", "Biases are counted too."),
-        (as_list, "macs is of type list, but a tensor was expected.", "Work with torch functions throughout."),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
