@@ -103,7 +103,7 @@ def _arrow(canvas: Axes, start: tuple[float, float], end: tuple[float, float], i
 def _legend_rows(room: float) -> list[list[tuple[str, str, str]]]:
     """Colour, shape and words of the legend, in as many rows as it needs."""
     entries = (
-        (INPUT, "s", "stage of the backbone (dashed: unused)"),
+        (INPUT, "s", "backbone stage (dashed: unused)"),
         (OUTPUT, "s", "map that comes out"),
         (HEAD, "D", "the head, the same weights everywhere"),
     )

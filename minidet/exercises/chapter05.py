@@ -36,8 +36,9 @@ def _size(boxes: Tensor) -> Tensor:
     return (width * height).sqrt()
 
 
-def _unpacked(x1: Tensor, y1: Tensor, x2: Tensor, y2: Tensor) -> tuple[Tensor, ...]:
-    return x1, y1, x2, y2
+def _size_by_rows(boxes: Tensor) -> Tensor:
+    x1, y1, x2, y2 = boxes.float()
+    return ((x2 - x1) * (y2 - y1)).sqrt()
 
 
 def _clamped(level: Tensor, lowest: int, highest: int) -> Tensor:
@@ -113,7 +114,7 @@ ROUTE = Exercise(
         ),
         Mistake(
             lambda boxes, lowest, highest: _clamped(
-                torch.floor(4 + torch.log2(_size(torch.stack(_unpacked(*boxes)).T) / 224)), lowest, highest
+                torch.floor(4 + torch.log2(_size_by_rows(boxes) / 224)), lowest, highest
             ),
             "Unpacking runs along the first axis, so with four boxes you get four boxes and not four corners. Take the "
             "columns: boxes[:, 0] or boxes.unbind(dim=1).",
