@@ -105,7 +105,7 @@ def _legend_rows(room: float) -> list[list[tuple[str, str, str]]]:
     entries = (
         (INPUT, "s", "backbone stage (dashed: unused)"),
         (OUTPUT, "s", "map that comes out"),
-        (HEAD, "D", "the head, the same weights everywhere"),
+        (HEAD, "D", "head (the same weights)"),
     )
     rows: list[list[tuple[str, str, str]]] = [[]]
     for entry in entries:
