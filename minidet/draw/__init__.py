@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from minidet.draw.ablation import AblationPanel, AblationRow, draw_ablation
 from minidet.draw.curves import draw_curves
+from minidet.draw.encoders import draw_encoders
 from minidet.draw.figure import Drawing, figure_png, save_figure
 from minidet.draw.heads import HeadView, draw_heads
 from minidet.draw.look import DARK, LIGHT, Look
@@ -33,6 +34,7 @@ __all__ = [
     "draw_ablation",
     "draw_curves",
     "draw_detections",
+    "draw_encoders",
     "draw_gallery",
     "draw_heads",
     "draw_receptive_field",

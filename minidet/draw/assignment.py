@@ -88,6 +88,7 @@ class AssignmentPanel:
         levels: [A] int, the level of each slot.
         marks: what is drawn.
         unowned: rows of the objects that have no positive slot.
+        strides: of its levels, for the legend where panels have different ones.
     """
 
     title: str
@@ -97,6 +98,7 @@ class AssignmentPanel:
     levels: np.ndarray
     marks: Marks
     unowned: Sequence[int] = field(default_factory=tuple)
+    strides: Sequence[int] = field(default_factory=tuple)
 
 
 @plain_style
@@ -114,7 +116,7 @@ def draw_assignment(
         image: [H, W, 3] uint8 RGB.
         boxes: [G, 4] float xyxy in pixels of the picture.
         panels: what is drawn on it; side by side.
-        strides: of the levels, for the legend.
+        strides: of the levels, for the legend, where the panels do not say that theirs differ.
         alt: the picture in words.
         side: the longer side of one drawn picture in pixels of the canvas.
     """
@@ -245,7 +247,14 @@ def _legend(panels: Sequence[AssignmentPanel], strides: Sequence[int]) -> list[t
     """What the marks mean: text, kind, level, of all that occur."""
     entries = []
     shown = np.unique(np.concatenate([panel.levels[panel.marks.slot] for panel in panels] or [np.zeros(0, int)]))
-    if len(strides) > 1:
+    if len({tuple(panel.strides) for panel in panels if len(panel.strides)}) > 1:  # a shape means a level, not a stride
+        for panel in panels:
+            entries += [
+                (f"{panel.title.split(':')[0]}: stride {panel.strides[level]}", POSITIVE, level)
+                for level in np.unique(panel.levels[panel.marks.slot]).tolist()
+                if level < len(panel.strides)
+            ]
+    elif len(strides) > 1:
         entries += [
             (f"stride {strides[level]}", POSITIVE, int(level)) for level in shown.tolist() if level < len(strides)
         ]

@@ -320,7 +320,14 @@ class AssignmentBench:
                 caption = f"Step {choice.step + 1} of {len(steps)}: {steps[choice.step][0]}"
             panels.append(
                 AssignmentPanel(
-                    title, caption, ground.places, ground.cells, ground.levels, panel.marks.where(shown), panel.unowned
+                    title,
+                    caption,
+                    ground.places,
+                    ground.cells,
+                    ground.levels,
+                    panel.marks.where(shown),
+                    panel.unowned,
+                    ground.strides,
                 )
             )
         return panels

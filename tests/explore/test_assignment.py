@@ -314,6 +314,19 @@ def test_a_picture_is_the_same_every_time_and_tells_owners_in_numbers(nano):
     assert any("ignored" in word and "conflict" in word for word in words)
 
 
+def test_where_models_have_different_strides_the_legend_says_whose_level_a_shape_is(nano, yolof, scene_of):
+    bench = AssignmentBench([("nano", nano), ("yolof", yolof)], scene_of(3), rules=[MaxIoU()])
+    state = bench.first_state(side_by_side=True)
+
+    def legend(state):
+        words = {text.get_text() for axes in picture_of(bench, state).axes for text in axes.texts}
+        return {word for word in words if "stride" in word}
+
+    assert "yolof: stride 32" in legend(state)
+    assert {word.split(":")[0] for word in legend(state)} == {"nano", "yolof"}
+    assert legend(replace(state, panels=state.panels[:1])) <= {"stride 8", "stride 16", "stride 32"}
+
+
 # ---- bad input ------------------------------------------------------------------------------------------------------
 
 
