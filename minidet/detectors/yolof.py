@@ -40,6 +40,7 @@ class YOLOFConfig:
     num_classes: int = 80
     class_names: tuple[str, ...] | None = None
     backbone: str = "resnet50"  # a name of `minidet.layers.resnet.BUILDERS`, or "cspdarknet53"
+    backbone_width: float = 1.0  # a ResNet's channels, as a part of the published; below 1 it learns from scratch
     dilated: bool = False  # DC5: the last stage keeps stride 16 and dilates its convolutions instead
     stride_in_1x1: bool = True  # Caffe's ResNet, for which the published weights are; False: torchvision's
     frozen_norm: bool = True  # the backbone's norms are constants; needs pretrained weights (not for cspdarknet53)
@@ -86,7 +87,12 @@ class YOLOF(Detector):
             )
         else:
             self.backbone = ResNet(
-                config.backbone, config.dilated, config.stride_in_1x1, config.frozen_norm, config.frozen_stages
+                config.backbone,
+                config.dilated,
+                config.stride_in_1x1,
+                config.frozen_norm,
+                config.frozen_stages,
+                config.backbone_width,
             )
         channels, strides = self.backbone.channels, self.backbone.strides
         if config.encoder == "dilated":

@@ -156,6 +156,7 @@ _RANGES = {
 _YOLOX_RANGES = {**_RANGES, "depth": (0, 16), "width": (1 / 32, 16), "box_weight": (0, 1e6)}
 _YOLOF_RANGES = {
     **_RANGES,
+    "backbone_width": (1 / 64, 16),
     "dilations": (1, 1024),
     "encoder_init_std": (0, 1e3),
     "width": (1, 16_384),

@@ -39,6 +39,7 @@ class ResNet(nn.Module):
         frozen_norm: norms are fixed scales and offsets (buffers); otherwise they are batch norms that learn.
         frozen_stages: the stem and the stages up to c{frozen_stages} get no gradient: 0 none, 1 the stem, 2 stem and
             c2 (as published), up to 5. Batch norms in frozen stages stay in evaluation mode.
+        width: channels, as a part of the published; below 1 the network is smaller than any that ImageNet weights fit.
 
     `forward` maps [B, 3, H, W] to a dict of all stages: "stem" and "c2" of stride 4, "c3" 8, "c4" 16, "c5" 32 (16 if
     dilated). `channels` and `strides` have the same keys. A side that a stride does not divide is rounded up.
@@ -54,6 +55,7 @@ class ResNet(nn.Module):
         stride_in_1x1: bool = False,
         frozen_norm: bool = True,
         frozen_stages: int = 2,
+        width: float = 1.0,
     ):
         super().__init__()
         if name not in BUILDERS:
@@ -70,6 +72,8 @@ class ResNet(nn.Module):
         self.frozen_stages = frozen_stages
 
         network = BUILDERS[name](weights=None, norm_layer=FrozenBatchNorm2d if frozen_norm else nn.BatchNorm2d)
+        if width != 1:
+            _change_width(network, width)
         self.stem = nn.Sequential(
             OrderedDict(conv=network.conv1, bn=network.bn1, activation=network.relu, pool=network.maxpool)
         )
@@ -83,7 +87,8 @@ class ResNet(nn.Module):
         for stage in self._frozen():
             stage.requires_grad_(False)
         expansion = self.c5[0].expansion
-        self.channels = {"stem": 64, **{f"c{i}": 2**i * 16 * expansion for i in (2, 3, 4, 5)}}
+        published = {"stem": 64, **{f"c{i}": 2**i * 16 * expansion for i in (2, 3, 4, 5)}}
+        self.channels = {stage: scaled(channels, width) for stage, channels in published.items()}
         self.strides = {"stem": 4, "c2": 4, "c3": 8, "c4": 16, "c5": 16 if dilated else 32}
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -100,6 +105,34 @@ class ResNet(nn.Module):
 
     def _frozen(self) -> list[nn.Module]:
         return [getattr(self, name) for name in STAGES[: self.frozen_stages]]
+
+
+def scaled(channels: int, width: float) -> int:
+    """So many channels remain of `channels`, at least 1."""
+    return max(1, round(channels * width))
+
+
+def _change_width(module: nn.Module, width: float) -> None:
+    """Put a convolution or norm of other width in the place of each, with fresh weights as torchvision draws them."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.Conv2d):
+            groups = scaled(child.groups, width) if child.groups > 1 else 1  # of a ResNeXt: fewer groups, as wide
+            conv = nn.Conv2d(
+                3 if child.in_channels == 3 else scaled(child.in_channels, width),
+                scaled(child.out_channels, width),
+                child.kernel_size,
+                child.stride,
+                child.padding,
+                child.dilation,
+                groups,
+                bias=False,
+            )
+            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+            setattr(module, name, conv)
+        elif isinstance(child, (nn.BatchNorm2d, FrozenBatchNorm2d)):
+            setattr(module, name, type(child)(scaled(len(child.weight), width)))
+        else:
+            _change_width(child, width)
 
 
 def _replace_stride_by_dilation(stage: nn.Sequential) -> None:

@@ -121,6 +121,32 @@ def test_a_flavour_that_does_not_exist_is_refused(name):
         ResNet(name, stride_in_1x1=True)
 
 
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext101-64x4d"])
+def test_a_narrower_network_has_fewer_channels_and_is_otherwise_the_same(name):
+    whole, half = ResNet(name, frozen_norm=False), ResNet(name, frozen_norm=False, width=0.5)
+    assert half.channels == {stage: channels // 2 for stage, channels in whole.channels.items()}
+    assert half.strides == whole.strides
+    for (key, ours), (whole_key, theirs) in zip(half.named_modules(), whole.named_modules(), strict=True):
+        assert (key, type(ours)) == (whole_key, type(theirs))
+        if isinstance(ours, nn.Conv2d):
+            assert (ours.kernel_size, ours.stride, ours.padding) == (theirs.kernel_size, theirs.stride, theirs.padding)
+            assert ours.bias is None and ours.in_channels == max(3, theirs.in_channels // 2)
+            fan_out = ours.weight[0].numel() // ours.weight.shape[1] * ours.out_channels / ours.groups
+            if ours.weight.numel() > 4000:  # He's spread, by what goes out, as torchvision has it
+                assert ours.weight.std().item() == pytest.approx((2 / (fan_out * ours.groups)) ** 0.5, rel=0.1)
+    with torch.no_grad():
+        features = half.eval()(torch.randn(1, 3, 64, 96))
+    assert {stage: maps.shape[1] for stage, maps in features.items()} == half.channels
+
+
+def test_a_width_of_one_changes_nothing():
+    states = []
+    for changes in ({}, {"width": 1.0}):
+        torch.manual_seed(0)
+        states.append(ResNet("resnet18", **changes).state_dict())
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
 def test_unknown_networks_and_stages_are_refused():
     with pytest.raises(MinidetError, match=r"no ResNet 'resnet19'; the names are resnet18, resnet34"):
         ResNet("resnet19")
