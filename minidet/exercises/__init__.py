@@ -10,7 +10,8 @@ from minidet.exercises.check import Exercise, Mistake, Verdict, review
 
 __all__ = ["EXERCISES", "Exercise", "Mistake", "Verdict", "check", "review"]
 
-EXERCISES = {exercise.name: exercise for chapter in (chapter00, chapter01, chapter04, chapter05, chapter06, chapter07) for exercise in chapter.EXERCISES}
+CHAPTERS = (chapter00, chapter01, chapter04, chapter05, chapter06, chapter07)
+EXERCISES = {exercise.name: exercise for chapter in CHAPTERS for exercise in chapter.EXERCISES}
 
 
 def check(name: str, answer: Any) -> None:
