@@ -45,7 +45,9 @@ def draw_ranges(rows: Sequence[RangeRow], sizes: Sequence[float], slack: float, 
     alts = []
     for number, (row, fields) in enumerate(zip(rows, finite, strict=True)):
         y, fits = ROW * number, is_covered(np.asarray(sizes), fields, slack)
-        write(canvas, MARGIN, TOP + y + 16, shorten(row.words, wide, 12.5, bold=True), 12.5, look.ink, bold=True)
+        edge, words = axes.get_xlim()[0], shorten(row.words, wide, 12.5, bold=True)
+        axes.add_artist(Rectangle((edge, y + 1), max(everything) * 1.2 - edge, 21, facecolor=look.ground, linewidth=0))
+        write(axes, edge, y + 16, words, 12.5, look.ink, bold=True)  # no grid line runs through it
         for start, end in join_spans([(size / slack, size) for size in fields]):
             bar = Rectangle((start, y + 54), end - start, 24, facecolor=COVERED, alpha=0.45, linewidth=0)
             axes.add_artist(bar)

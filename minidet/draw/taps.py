@@ -90,7 +90,7 @@ def draw_taps(panels: Sequence[TapsPanel], look: Look = LIGHT) -> Drawing:
                 if level == 0:
                     canvas.text(x, y + 25, str(count), fontsize=10, ha="center", color=look.ink)
         canvas.text(
-            left + wide / 2 - 10, ys[0] + 46, f"sees {len(rows[0])} pixels", fontsize=11, ha="center", color=look.ink
+            left + wide / 2 - 10, ys[0] + 46, f"spans {len(rows[0])} pixels", fontsize=11, ha="center", color=look.ink
         )
         left += wide
     for level in range(high + 1):
@@ -98,7 +98,7 @@ def draw_taps(panels: Sequence[TapsPanel], look: Look = LIGHT) -> Drawing:
         write(canvas, 10, HEAD + (high - level) * ROW + 4, words, 11, look.ink)
     write(canvas, 10, HEAD + high * ROW + 25, "ways to the top", 11, look.pale)
     figure.alt = ". ".join(
-        f"{panel.title}: one unit sees {len(rows[0])} pixels in a row, on {', '.join(map(str, rows[0]))} ways"
+        f"{panel.title}: one unit spans {len(rows[0])} pixels in a row, on {', '.join(map(str, rows[0]))} ways"
         for panel, rows in zip(panels, ways, strict=True)
     )
     return figure

@@ -51,4 +51,4 @@ def test_the_ways_are_the_gradient_of_weights_of_one(seed):
 def test_any_stack_can_be_drawn(layers, look):
     figure = draw_taps([TapsPanel("some layers", layers), TapsPanel("one", [(3, 1, 2)])], look)
     assert_legible(figure)
-    assert f"one unit sees {len(count_ways(layers)[0])} pixels" in figure.alt
+    assert f"one unit spans {len(count_ways(layers)[0])} pixels" in figure.alt
