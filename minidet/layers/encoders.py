@@ -8,7 +8,7 @@
 All are made of the same two bricks, a 1 x 1 and a 3 x 3 convolution, each with a batch norm and no activation, so that
 what differs between two encoders is the number of levels and nothing else. RetinaNet's own FPN has no norms.
 
-Source: YOLOF, section 3 and figure 1, arXiv 2103.09460; the pyramid is that of FPN, arXiv 1612.03144; chapter 02.
+Source: YOLOF, section 3 and figure 1, arXiv 2103.09460; the pyramid is that of FPN, arXiv 1612.03144; chapter 05.
 """
 
 from __future__ import annotations

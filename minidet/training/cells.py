@@ -1,6 +1,6 @@
 """What ablations compare, as data: cells that differ in single settings of one detector.
 
-Source: YOLOF, sections 3 and 5.2, arXiv 2103.09460; chapters 02 and 12.
+Source: YOLOF, sections 3 and 5.2, arXiv 2103.09460; chapters 05 and 12.
 """
 
 from __future__ import annotations
