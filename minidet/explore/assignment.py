@@ -6,14 +6,13 @@ The network runs once for each picture and model. Its dense predictions are kept
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from minidet.assign import (
     ATSS,
@@ -31,27 +30,12 @@ from minidet.detectors import Detector
 from minidet.draw.assignment import AssignmentPanel, Marks
 from minidet.errors import DataError, MinidetError
 from minidet.explore.dials import Dial, dials_of, turn
+from minidet.explore.pictures import read_pictures, tidy_boxes
 from minidet.explore.steps import Case, Explanation, slot_numbers, steps_of
 
 MOST_OBJECTS = 300
 MOST_PANELS = 4
-SMALLEST_SIDE = 1.0  # pixels of the picture
 SIZES = (("small", "under 32²", 32**2), ("medium", "32² to 96²", 96**2), ("large", "over 96²", np.inf))  # COCO's
-
-
-@dataclass(frozen=True)
-class Scene:
-    """A picture with its objects.
-
-    Attributes:
-        image: [3, H, W] uint8 RGB.
-        boxes: [G, 4] float32 xyxy in pixels.
-        labels: [G] int64.
-    """
-
-    image: Tensor
-    boxes: np.ndarray
-    labels: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -152,14 +136,14 @@ class AssignmentBench:
 
     Attributes:
         models: names and detectors; all with the same classes.
-        scenes: the pictures with the objects that they come with.
+        pictures: with the objects that they come with.
         rules: the strategies, with the parameters that they start with.
         dials: for each strategy its dials.
     """
 
     def __init__(self, models: Any, data: Any, rules: Sequence[Assigner] | None = None):
         self.models = read_models(models)
-        self.scenes = read_scenes(data)
+        self.pictures = read_pictures(data)
         self.rules = tuple(rules) if rules is not None else usual_rules(self.models[0][1])
         if not self.rules:
             raise MinidetError("there is no strategy to show; leave `rules` out to have all of them")
@@ -168,11 +152,11 @@ class AssignmentBench:
         if len(classes) > 1:
             raise MinidetError(f"the models have {sorted(classes)} classes; models side by side have the same ones")
         self.num_classes = classes.pop()
-        for index, scene in enumerate(self.scenes):
-            if len(scene.labels) and not 0 <= scene.labels.min() <= scene.labels.max() < self.num_classes:
+        for index, picture in enumerate(self.pictures):
+            lowest, highest = (int(picture.labels.min()), int(picture.labels.max())) if len(picture.labels) else (0, 0)
+            if not 0 <= lowest <= highest < self.num_classes:
                 raise DataError(
-                    f"picture {index}: labels go from 0 to {self.num_classes - 1}, these from {scene.labels.min()} to "
-                    f"{scene.labels.max()}"
+                    f"picture {index}: labels go from 0 to {self.num_classes - 1}, these from {lowest} to {highest}"
                 )
         names = next((model.class_names for _, model in self.models if model.class_names), None)
         self.class_names = list(names) if names else [f"class {label}" for label in range(self.num_classes)]
@@ -188,7 +172,7 @@ class AssignmentBench:
             network.eval()  # in training mode it would learn the statistics of this one picture
             try:
                 with torch.no_grad():
-                    found = network.dense([self.scenes[image].image])
+                    found = network.dense([self.pictures[image].image])
             finally:
                 network.train(was_training)
             self._dense[model, image] = _on_host(found)
@@ -199,7 +183,7 @@ class AssignmentBench:
         if (model, image) not in self._ground:
             dense, detector = self.dense(model, image), self.models[model][1]
             grid, n = dense.grid, dense.grid.anchors_per_cell
-            _, [scale] = detector.network_input([self.scenes[image].image])
+            _, [scale] = detector.network_input([self.pictures[image].image])
             per_pixel = np.asarray(scale, np.float32)
             columns = int(np.ceil(np.sqrt(n)))
             anchor = np.arange(len(grid)) % n
@@ -223,7 +207,8 @@ class AssignmentBench:
             panels = [self.first_choice(*((i, 0) if many else (0, i))) for i in range(min(wide, MOST_PANELS))]
         else:
             panels = [self.first_choice(len(self.models) - 1)]  # of stages of training the last
-        return State(0, self.scenes[0].boxes, self.scenes[0].labels, tuple(panels))
+        first = self.pictures[0]
+        return State(0, first.boxes.numpy(), first.labels.numpy(), tuple(panels))
 
     def first_choice(self, model: int = 0, rule: int = 0) -> Choice:
         """A panel with the result of a strategy as it was given."""
@@ -236,8 +221,8 @@ class AssignmentBench:
         Raises:
             MinidetError: something cannot be put right: too many objects, a model, picture or label that is not there.
         """
-        if not 0 <= state.image < len(self.scenes):
-            raise MinidetError(f"there is no picture {state.image}; there are {len(self.scenes)}")
+        if not 0 <= state.image < len(self.pictures):
+            raise MinidetError(f"there is no picture {state.image}; there are {len(self.pictures)}")
         if not 1 <= len(state.panels) <= MOST_PANELS:
             raise MinidetError(f"there are 1 to {MOST_PANELS} panels side by side, not {len(state.panels)}")
         if len(state.boxes) != len(state.labels):
@@ -251,7 +236,7 @@ class AssignmentBench:
                 raise MinidetError(f"there is no model {choice.model} or no strategy {choice.rule}")
             if not 0 <= choice.step < len(steps_of(self.rules[choice.rule])):
                 raise MinidetError(f"{type(self.rules[choice.rule]).__name__} has no step {choice.step}")
-        boxes = tidy_boxes(state.boxes, tuple(self.scenes[state.image].image.shape[-2:]))
+        boxes = tidy_boxes(state.boxes, tuple(self.pictures[state.image].image.shape[-2:]))
         selected = state.selected if 0 <= state.selected < len(boxes) else -1
         return State(state.image, boxes, state.labels, state.panels, selected, state.hover)
 
@@ -295,11 +280,11 @@ class AssignmentBench:
         key += (state.boxes.tobytes(), state.labels.tobytes())
         if index not in self._latest or self._latest[index][0] != key:
             rule = turn(self.rules[choice.rule], self.dials[choice.rule], choice.dials, choice.moved)
-            detector, scene = self.models[choice.model][1], self.scenes[state.image]
+            detector, picture = self.models[choice.model][1], self.pictures[state.image]
             target = {"boxes": torch.from_numpy(state.boxes), "labels": torch.from_numpy(state.labels)}
             with torch.no_grad(), one_thread():
                 # The detector itself brings the boxes to the size of its input.
-                gt = detector.ground_truth([scene.image], [target])
+                gt = detector.ground_truth([picture.image], [target])
                 gt = [{"boxes": gt.boxes_of(0).cpu(), "labels": gt.labels_of(0).cpu()}]
                 assignment = rule(self.dense(choice.model, state.image), gt, trace=True)
             self._latest[index] = (key, rule, assignment)
@@ -393,23 +378,6 @@ def sizes_of(boxes: np.ndarray, counts: np.ndarray) -> list[dict[str, Any]]:
     return groups
 
 
-def tidy_boxes(boxes: np.ndarray, image_hw: tuple[int, int]) -> np.ndarray:
-    """Boxes as a picture can hold them: inside it, corners in order, at least a pixel wide and high.
-
-    Args:
-        boxes: [G, 4] float xyxy.
-        image_hw: height and width of the picture.
-
-    Returns:
-        [G, 4] float32. A box that lay outside is a pixel wide at the border; coordinates that are no numbers become 0.
-    """
-    extent = np.array(image_hw[::-1], np.float64)
-    corners = np.nan_to_num(np.asarray(boxes, np.float64).reshape(-1, 2, 2), posinf=1e9, neginf=-1e9)
-    low = np.minimum(corners[:, 0], corners[:, 1]).clip(0, extent - SMALLEST_SIDE)
-    high = np.maximum(corners[:, 0], corners[:, 1]).clip(low + SMALLEST_SIDE, extent)
-    return np.concatenate([low, high], axis=1).astype(np.float32)
-
-
 def usual_rules(model: Detector) -> tuple[Assigner, ...]:
     """All strategies: the model's own first, then the others as they are by default."""
     own = model.config.assigner
@@ -431,49 +399,6 @@ def read_models(models: Any) -> tuple[tuple[str, Detector], ...]:
     ):
         raise MinidetError("models: give one detector, or a list of (name, detector), such as stages of a training")
     return tuple((str(name), model) for name, model in listed)
-
-
-def read_scenes(data: Any) -> tuple[Scene, ...]:
-    """Pictures with their objects, in any of the forms that the library has them in.
-
-    Args:
-        data: one of these, or a list of them: a pair (picture, target) as a data set gives it, the picture uint8
-            [3, H, W] or [H, W, 3] RGB, the target with "boxes" [G, 4] xyxy and "labels" [G]; or a scene of
-            `minidet.data.shapes.draw_scene`.
-
-    Raises:
-        DataError: it is none of these, and which one is not.
-    """
-    is_one = hasattr(data, "image") or (isinstance(data, tuple) and len(data) == 2 and isinstance(data[1], dict))
-    if not is_one and not isinstance(data, Iterable):
-        raise DataError(
-            f"data: expected (picture, target), a drawn scene, or a list of them, not {type(data).__name__}"
-        )
-    scenes = [_read_scene(item, index) for index, item in enumerate([data] if is_one else data)]
-    if not scenes:
-        raise DataError("there is no picture; give at least one (picture, target)")
-    return tuple(scenes)
-
-
-def _read_scene(item: Any, index: int) -> Scene:
-    if hasattr(item, "image"):
-        image, boxes, labels = item.image, item.boxes, item.labels
-    elif isinstance(item, tuple | list) and len(item) == 2 and isinstance(item[1], dict):
-        image, (boxes, labels) = item[0], (item[1].get("boxes"), item[1].get("labels"))
-    else:
-        raise DataError(f"picture {index}: expected (picture, target) or a drawn scene, not {type(item).__name__}")
-    pixels = torch.as_tensor(np.array(image) if not isinstance(image, Tensor) else image.detach().cpu())
-    if pixels.ndim == 3 and pixels.shape[0] != 3 and pixels.shape[2] == 3:
-        pixels = pixels.permute(2, 0, 1)
-    if pixels.ndim != 3 or pixels.shape[0] != 3 or pixels.dtype != torch.uint8:
-        raise DataError(
-            f"picture {index}: expected uint8 [3, H, W] or [H, W, 3], not {pixels.dtype} {list(pixels.shape)}"
-        )
-    boxes = np.asarray(boxes if boxes is not None else [], np.float32).reshape(-1, 4)
-    labels = np.asarray(labels if labels is not None else [], np.int64).reshape(-1)
-    if len(boxes) != len(labels):
-        raise DataError(f"picture {index}: {len(boxes)} boxes, but {len(labels)} labels")
-    return Scene(pixels.contiguous(), tidy_boxes(boxes, tuple(pixels.shape[-2:])), labels)
 
 
 def _on_host(dense: DensePredictions) -> DensePredictions:

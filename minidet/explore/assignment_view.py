@@ -23,7 +23,6 @@ from minidet.draw.palette import HEAT, MARKS, PALETTE, text_colour
 from minidet.explore.assignment import (
     MOST_OBJECTS,
     MOST_PANELS,
-    SMALLEST_SIDE,
     AssignmentBench,
     Choice,
     PanelNumbers,
@@ -33,6 +32,7 @@ from minidet.explore.assignment import (
 )
 from minidet.explore.base import Explorer, pack, script, style
 from minidet.explore.dials import positions_of
+from minidet.explore.pictures import SMALLEST_SIDE
 from minidet.explore.steps import steps_of
 
 
@@ -55,7 +55,7 @@ class AssignmentExplorer(Explorer):
         """
         Args:
             models: a detector, or a list of (name, detector) with the same classes, such as stages of a training.
-            data: a picture with its objects, or a list of them; see `minidet.explore.assignment.read_scenes`.
+            data: a picture with its objects, or a list of them; see `minidet.explore.pictures.read_pictures`.
             rules: the strategies to choose from, with the parameters to start with; None: the model's own, and all
                 others of `minidet.assign`.
             side_by_side: begin with a panel for each model, or, of a single model, for each strategy; four at most.
@@ -68,7 +68,7 @@ class AssignmentExplorer(Explorer):
         bench = self._bench
         self.scene = {
             "models": [name for name, _ in bench.models],
-            "images": [list(scene.image.shape[-2:]) for scene in bench.scenes],
+            "images": [list(picture.image.shape[-2:]) for picture in bench.pictures],
             "classes": bench.class_names,
             "rules": [
                 {
@@ -136,7 +136,7 @@ class AssignmentExplorer(Explorer):
     def figure(self) -> Drawing:
         """See `Explorer.figure`."""
         state, bench = self._state, self._bench
-        pixels = bench.scenes[state.image].image.permute(1, 2, 0).numpy()
+        pixels = bench.pictures[state.image].image.permute(1, 2, 0).numpy()
         strides = bench.ground(state.panels[0].model, state.image).strides
         panels = bench.drawn(state, self._panels)
         side = {1: 512, 2: 448}.get(len(panels), 384)
@@ -145,8 +145,10 @@ class AssignmentExplorer(Explorer):
     def _objects(self, image: int) -> tuple[np.ndarray, np.ndarray]:
         if image in self._edited:
             return self._edited[image]
-        scene = self._bench.scenes[min(max(image, 0), len(self._bench.scenes) - 1)]  # a wrong one is refused later
-        return scene.boxes, scene.labels
+        picture = self._bench.pictures[
+            min(max(image, 0), len(self._bench.pictures) - 1)
+        ]  # a wrong one is refused later
+        return picture.boxes.numpy(), picture.labels.numpy()
 
     def _show(self, state: State) -> None:
         """Compute everything that follows from a state, then set the traits; if that fails, none of them."""
@@ -177,7 +179,7 @@ class AssignmentExplorer(Explorer):
         if self.ground.get("image") == state.image and set(map(str, models)) <= set(self.ground["strides"]):
             return
         if self.ground.get("image") != state.image:
-            self.picture = _png(self._bench.scenes[state.image].image)
+            self.picture = _png(self._bench.pictures[state.image].image)
         else:
             models = sorted({*models, *map(int, self.ground["strides"])})
         arrays, strides = {}, {}

@@ -25,7 +25,7 @@ class DetectionExplorer(FigureExplorer):
 
     Args:
         model: any detector. It is not changed.
-        pictures: one or several, in the forms of `minidet.explore.assignment.read_scenes`; precision and
+        pictures: one or several, in the forms of `minidet.explore.pictures.read_pictures`; precision and
             recall are those of all of them.
 
     Values (`change`): picture (from 0), score, nms, class_aware, label (-1: all classes).

@@ -30,7 +30,7 @@ class HeadExplorer(FigureExplorer):
 
     Args:
         stages: a folder as `benchmarks/training_stages.py` writes it, or what `load_stages` read there.
-        pictures: one or several, in the forms of `minidet.explore.assignment.read_scenes`, all of one size.
+        pictures: one or several, in the forms of `minidet.explore.pictures.read_pictures`, all of one size.
 
     Values (`change`): picture (from 0), level, epoch, tasks (a pair in one text, such as "class and box"), point.
 

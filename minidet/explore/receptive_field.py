@@ -34,7 +34,7 @@ class ReceptiveFieldExplorer(FigureExplorer):
     Args:
         models: detectors by the words that they are to be called, or names of `minidet.list_models()`, which are built
             with fresh weights when they are first chosen.
-        pictures: one or several, in the forms of `minidet.explore.assignment.read_scenes`.
+        pictures: one or several, in the forms of `minidet.explore.pictures.read_pictures`.
 
     Values (`change`): model, picture (from 0), stage, heat, slack, point, and of block N of an encoder blockN_on,
     blockN_dilation and blockN_residual.

@@ -17,7 +17,8 @@ from minidet.draw import figure_png
 from minidet.draw.assignment import CONFLICT, POSITIVE, draw_assignment
 from minidet.draw.assignment import IGNORED as IGNORED_MARK
 from minidet.errors import DataError, MinidetError
-from minidet.explore.assignment import AssignmentBench, State, read_scenes, sizes_of, tidy_boxes
+from minidet.explore.assignment import AssignmentBench, State, sizes_of
+from minidet.explore.pictures import read_pictures, tidy_boxes
 from minidet.explore.steps import claims_of, steps_of
 
 RULES = (SimOTA(), UniformMatching(), MaxIoU(), ATSS(), CentreSampling(radius=1.5), OneToOne())
@@ -91,8 +92,10 @@ def test_the_network_runs_once_for_a_picture_and_is_left_as_it_was(nano, scene_o
     before = {name: tensor.clone() for name, tensor in nano.state_dict().items()}
     bench = AssignmentBench(nano, [scene_of(3), scene_of(4, seed=1)])
     for image, rule in itertools.product((0, 1, 0), range(len(bench.rules))):
-        scene = bench.scenes[image]
-        bench.numbers(bench.checked(State(image, scene.boxes, scene.labels, (bench.first_choice(0, rule),))))
+        scene = bench.pictures[image]
+        bench.numbers(
+            bench.checked(State(image, scene.boxes.numpy(), scene.labels.numpy(), (bench.first_choice(0, rule),)))
+        )
     assert len(runs) == 2
     assert nano.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in nano.state_dict().items())
@@ -115,7 +118,7 @@ def test_objects_are_drawn_in_pixels_of_the_picture_and_assigned_in_those_of_the
 def test_the_anchors_of_a_cell_are_drawn_beside_each_other_in_it(yolof, scene_of):
     bench = AssignmentBench(yolof, scene_of(2))
     ground, grid = bench.ground(0, 0), bench.dense(0, 0).grid
-    _, [scale] = yolof.network_input([bench.scenes[0].image])
+    _, [scale] = yolof.network_input([bench.pictures[0].image])
     cells = np.floor(ground.places * np.array(scale) / 32)
     assert np.array_equal(cells, grid.cells.numpy())
     assert len(np.unique(ground.places, axis=0)) == len(grid)
@@ -263,7 +266,7 @@ def test_any_slot_can_be_looked_at_and_none_that_is_not_there(nano, yolof, scene
 def picture_of(bench: AssignmentBench, state: State, side: int = 96):
     state = bench.checked(state)
     numbers = bench.numbers(state)
-    pixels = bench.scenes[state.image].image.permute(1, 2, 0).numpy()
+    pixels = bench.pictures[state.image].image.permute(1, 2, 0).numpy()
     strides = bench.ground(state.panels[0].model, state.image).strides
     return draw_assignment(pixels, state.boxes, bench.drawn(state, numbers), strides, bench.alt(state, numbers), side)
 
@@ -287,20 +290,20 @@ def test_every_position_of_every_dial_at_every_step_can_be_drawn(number, nano, s
 def test_every_step_class_level_object_and_model_can_be_drawn(number, nano, yolof, scene_of):
     bench = AssignmentBench([("nano", nano), ("yolof", yolof)], [scene_of(3), scene_of(0)], rules=RULES)
     for model, image, step in itertools.product((0, 1), (0, 1), range(len(steps_of(RULES[number])))):
-        scene = bench.scenes[image]
+        scene = bench.pictures[image]
         choice = replace(bench.first_choice(model, number), step=step)
         for selected in range(-1, len(scene.labels)):
-            state = State(image, scene.boxes, scene.labels, (choice,), selected)
+            state = State(image, scene.boxes.numpy(), scene.labels.numpy(), (choice,), selected)
             assert len(figure_png(picture_of(bench, state))) > 500
         for hidden in ((0,), (1, 2), (0, 1, 2)):
             panels = (replace(choice, hidden=hidden),)
-            state = bench.checked(State(image, scene.boxes, scene.labels, panels))
+            state = bench.checked(State(image, scene.boxes.numpy(), scene.labels.numpy(), panels))
             (drawn,) = bench.drawn(state, bench.numbers(state))
             assert not set(drawn.levels[drawn.marks.slot].tolist()) & set(hidden)
             picture_of(bench, state)
     for label in range(8):
         labels = np.full(3, label)
-        picture_of(bench, State(0, bench.scenes[0].boxes, labels, (bench.first_choice(0, number),)))
+        picture_of(bench, State(0, bench.pictures[0].boxes.numpy(), labels, (bench.first_choice(0, number),)))
 
 
 def test_a_picture_is_the_same_every_time_and_tells_owners_in_numbers(nano):
@@ -399,17 +402,17 @@ def test_models_pictures_and_strategies_of_wrong_forms_are_refused_in_words(nano
         with pytest.raises(MinidetError, match=words):
             AssignmentBench(*arguments)
     with pytest.raises(DataError):
-        read_scenes(5)
+        read_pictures(5)
 
 
 def test_pictures_come_in_every_form_that_the_library_has_them_in(nano):
     drawn = draw_scene(np.random.default_rng(0))
     pair = (torch.from_numpy(drawn.image).permute(2, 0, 1), {"boxes": drawn.boxes, "labels": drawn.labels})
     for data in (drawn, [drawn], pair, [pair], [(drawn.image, pair[1])]):
-        (scene,) = read_scenes(data)
+        (scene,) = read_pictures(data)
         assert torch.equal(scene.image, pair[0])
-        assert np.array_equal(scene.boxes, drawn.boxes.astype(np.float32))
-        assert np.array_equal(scene.labels, drawn.labels)
+        assert np.array_equal(scene.boxes.numpy(), drawn.boxes.astype(np.float32))
+        assert np.array_equal(scene.labels.numpy(), drawn.labels)
 
 
 def test_a_choice_that_only_looks_elsewhere_does_not_assign_again(nano, scene_of, monkeypatch):
