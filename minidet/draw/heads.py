@@ -11,12 +11,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 
-from minidet.draw.figure import Drawing, new_figure, overlay, plain_style, shorten, text_width, write
-from minidet.draw.look import LIGHT, Look, plain_axes
+from minidet.draw.figure import Drawing, plain_style, shorten, text_width, write
+from minidet.draw.look import LIGHT, MARGIN, Look, plain_axes, titled_figure
 from minidet.draw.palette import PALETTE
 from minidet.draw.picture_axes import DASHED, outline, picture_axes, show_picture
 
-TILE, GAP, MARGIN, HEAD, CHART = 177, 10, 12, 30, 176  # sides in pixels of the figure
+TILE, GAP, HEAD, CHART = 177, 10, 30, 176  # sides in pixels of the figure
 CELL = "#56B4E9"  # outline of the chosen cell
 COSINES = matplotlib.colormaps["PuOr"]  # purple agrees, orange fights; a cross says it without colour
 SERIES = ((PALETTE[1], "o", "-"), (PALETTE[5], "s", (0, (6, 2))))  # of the curves: colour, mark, line
@@ -92,11 +92,9 @@ def draw_heads(view: HeadView, look: Look = LIGHT) -> Drawing:
     row_high = high + 62
     width = max(2 * MARGIN + columns * TILE + (columns - 1) * GAP, 760 if view.curves else 420)
     height = HEAD + row_high * len(view.rows) + (CHART + 58 if view.curves else 0) + 4
-    figure = new_figure(width, height, look.ground)
-    canvas = overlay(figure, width, height)
     after = "before training" if view.epoch == 0 else f"after {view.epoch} epoch{'s' if view.epoch > 1 else ''}"
     title = f"Level {view.level}, {after}: {view.tasks[0]} and {view.tasks[1]}"
-    write(canvas, MARGIN, 20, shorten(title, width - 2 * MARGIN, 15, bold=True), 15, look.ink, bold=True)
+    figure, canvas = titled_figure(width, height, look, title)
 
     for number, row in enumerate(view.rows):
         top = HEAD + number * row_high + 36

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 
-from minidet.draw.figure import INK, PALE
+from minidet.draw.figure import INK, PALE, Drawing, new_figure, overlay, shorten, write
+
+MARGIN = 12  # pixels left free at the sides of a figure
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,16 @@ class Look:
 
 LIGHT = Look("#FFFFFF", INK, PALE, "#DEDEDE")
 DARK = Look("#212121", "#ECECEC", "#B4B4B4", "#454545")  # the ground is that of JupyterLab's dark theme
+
+
+def titled_figure(width: float, height: float, look: Look, title: str, facts: str = "") -> tuple[Drawing, Axes]:
+    """An empty figure with a title and a line of facts at its top, and the axes over all of it, in canvas pixels."""
+    figure = new_figure(width, height, look.ground)
+    canvas = overlay(figure, width, height)
+    for text, y, size, ink, bold in ((title, 20, 15, look.ink, True), (facts, 42, 12, look.pale, False)):
+        if text:
+            write(canvas, MARGIN, y, shorten(text, width - 2 * MARGIN, size, bold=bold), size, ink, bold=bold)
+    return figure, canvas
 
 
 def plain_axes(axes: Axes, look: Look, grid: str = "both") -> None:

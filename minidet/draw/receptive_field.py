@@ -11,13 +11,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from minidet.draw.figure import Drawing, new_figure, overlay, plain_style, shorten, text_width, write
-from minidet.draw.look import LIGHT, Look, plain_axes
+from minidet.draw.figure import Drawing, plain_style, shorten, text_width, write
+from minidet.draw.look import LIGHT, MARGIN, Look, plain_axes, titled_figure
 from minidet.draw.palette import PALETTE, text_colour
 from minidet.draw.picture_axes import DASHED, outline, picture_axes, show_picture, tag
 
 FIELD, UNIT, COVERED, OPEN = PALETTE[5], PALETTE[1], PALETTE[2], PALETTE[5]
-PICTURE, CHART, GAP, MARGIN, HEAD = 512, 386, 24, 12, 58  # sides of the parts, in pixels of the figure
+PICTURE, CHART, GAP, HEAD = 512, 386, 24, 58  # sides of the parts, in pixels of the figure
 ROW, DOT = 46, 17  # height of a row of ranges; room of one object
 
 
@@ -98,10 +98,7 @@ def draw_receptive_field(view: FieldView, look: Look = LIGHT) -> Drawing:
     chart_high = ROW * max(len(rows), 1) + 34 + DOT * max(max(stacks, default=0) + 1, 3)
     width = MARGIN * 2 + wide + GAP + CHART
     height = HEAD + max(high + 30, chart_high + 112)
-    figure = new_figure(width, height, look.ground)
-    canvas = overlay(figure, width, height)
-    write(canvas, MARGIN, 20, shorten(view.words, width - 2 * MARGIN, 15, bold=True), 15, look.ink, bold=True)
-    write(canvas, MARGIN, 42, shorten(_facts(view), width - 2 * MARGIN, 12), 12, look.pale)
+    figure, canvas = titled_figure(width, height, look, view.words, _facts(view))
 
     axes = picture_axes(figure, (MARGIN, HEAD, wide, high), (height_px, width_px))
     show_picture(axes, view.image, 0.75 if view.heat is not None else 0.0)

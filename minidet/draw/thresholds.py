@@ -8,16 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.patches import Rectangle
 
-from minidet.draw.figure import Drawing, new_figure, overlay, plain_style, shorten, text_width, write
+from minidet.draw.figure import Drawing, plain_style, shorten, text_width, write
 from minidet.draw.labels import place_labels
-from minidet.draw.look import LIGHT, Look, plain_axes
+from minidet.draw.look import LIGHT, MARGIN, Look, plain_axes, titled_figure
 from minidet.draw.palette import PALETTE, text_colour
 from minidet.draw.picture_axes import DASHED, DOTTED, SOLID, outline, picture_axes, show_picture
 
 HIT, FALSE, MISSED = PALETTE[2], PALETTE[5], "#FFFFFF"
 RAW, ENVELOPE, POINT = PALETTE[4], PALETTE[5], PALETTE[1]
 RAW_ON_DARK = PALETTE[1]
-PICTURE, CHART, GAP, MARGIN, HEAD = 530, 336, 54, 12, 58  # sides in pixels of the figure
+PICTURE, CHART, GAP, HEAD = 530, 336, 54, 58  # sides in pixels of the figure
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,7 @@ def draw_thresholds(view: ThresholdView, look: Look = LIGHT) -> Drawing:
     chart_high = 300
     width = 2 * MARGIN + wide + GAP + CHART
     height = HEAD + max(high + 34, chart_high + 138)
-    figure = new_figure(width, height, look.ground)
-    canvas = overlay(figure, width, height)
-    write(canvas, MARGIN, 20, shorten(view.words, width - 2 * MARGIN, 15, bold=True), 15, look.ink, bold=True)
-    write(canvas, MARGIN, 42, shorten(_facts(view), width - 2 * MARGIN, 12), 12, look.pale)
+    figure, canvas = titled_figure(width, height, look, view.words, _facts(view))
 
     axes = picture_axes(figure, (MARGIN, HEAD, wide, high), (height_px, width_px))
     show_picture(axes, view.image)
