@@ -12,17 +12,9 @@ from minidet.assign import DensePredictions
 from minidet.errors import MinidetError
 from minidet.exercises import EXERCISES, check, review
 from minidet.grid import make_grid
+from tests.exercises.told import assert_wrong, stub
 
 EXERCISE = EXERCISES["score_slots"]
-
-
-def prose(text: str) -> str:
-    """The text without its line breaks and indents."""
-    return " ".join(text.split())
-
-
-def stub(object_logits, class_logits):
-    raise NotImplementedError
 
 
 def solution(object_logits, class_logits):
@@ -189,10 +181,7 @@ def one_argument(logits):
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_a_wrong_answer_is_told_what_differs_and_why(answer, difference, hint):
-    verdict = review(EXERCISE, answer)
-    assert verdict.status == "wrong"
-    assert difference in prose(verdict.text)
-    assert hint in prose(verdict.text)
+    assert_wrong(EXERCISE, answer, difference, hint)
 
 
 def test_the_whole_text_shows_input_result_expectation_difference_and_hint():

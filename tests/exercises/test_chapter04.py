@@ -16,13 +16,9 @@ from minidet.exercises import EXERCISES, review
 from minidet.exercises.chapter04 import RESNET_18
 from minidet.explore.fields import BlockSetting, with_blocks
 from minidet.layers.resnet import ResNet
+from tests.exercises.told import assert_wrong, stub
 
 NAMES = ("field_of_layers", "encoder_ranges", "effective_field")
-
-
-def prose(text: str) -> str:
-    """The text without its line breaks and indents."""
-    return " ".join(text.split())
 
 
 # ---- the solutions --------------------------------------------------------------------------------------------------
@@ -61,10 +57,6 @@ def effective_field(network, x, cell):
         squares = squares + (gradient[0] ** 2).sum(0)
     field = squares.sqrt().detach()
     return field / field.max().clamp(min=1e-30)
-
-
-def stub(*arguments):
-    raise NotImplementedError
 
 
 @pytest.mark.parametrize(
@@ -253,10 +245,7 @@ def uses_up_its_list(layers):
     ids=lambda value: getattr(value, "__name__", ""),
 )  # fmt: skip
 def test_wrong_counts_are_told_what_differs_and_why(answer, difference, hint):
-    verdict = review(EXERCISES["field_of_layers"], answer)
-    assert verdict.status == "wrong"
-    assert difference in prose(verdict.text)
-    assert hint in prose(verdict.text)
+    assert_wrong("field_of_layers", answer, difference, hint)
 
 
 def one_after_the_other(projector, stride, dilations, shortcuts):
@@ -344,10 +333,7 @@ def as_a_set(projector, stride, dilations, shortcuts):
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_wrong_sets_of_ranges_are_told_what_differs_and_why(answer, difference, hint):
-    verdict = review(EXERCISES["encoder_ranges"], answer)
-    assert verdict.status == "wrong"
-    assert difference in prose(verdict.text)
-    assert hint in prose(verdict.text)
+    assert_wrong("encoder_ranges", answer, difference, hint)
 
 
 def adds_channels_first(network, x, cell):
@@ -442,7 +428,4 @@ def keeps_the_graph(network, x, cell):
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_wrong_fields_are_told_what_differs_and_why(answer, difference, hint):
-    verdict = review(EXERCISES["effective_field"], answer)
-    assert verdict.status == "wrong"
-    assert difference in prose(verdict.text)
-    assert hint in prose(verdict.text)
+    assert_wrong("effective_field", answer, difference, hint)

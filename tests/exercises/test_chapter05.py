@@ -13,21 +13,10 @@ from minidet.detectors import create_model
 from minidet.evaluation.speed import count_cost
 from minidet.exercises import EXERCISES, review
 from minidet.training.cells import YOLOF_ABLATIONS
+from tests.exercises.told import assert_wrong
 
 ROUTE, STACK = EXERCISES["route_to_levels"], EXERCISES["stack_macs"]
 CELLS = {cell.name: cell for cell in YOLOF_ABLATIONS["encoders"].cells}
-
-
-def prose(text: str) -> str:
-    """The text without its line breaks and indents."""
-    return " ".join(text.split())
-
-
-def assert_wrong(exercise, answer, difference: str, hint: str) -> None:
-    verdict = review(exercise, answer)
-    assert verdict.status == "wrong"
-    assert difference in prose(verdict.text)
-    assert hint in prose(verdict.text)
 
 
 # ---- route_to_levels ------------------------------------------------------------------------------------------------

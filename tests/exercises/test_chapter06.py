@@ -12,22 +12,10 @@ from minidet.assign import ATSS, DensePredictions, MaxIoU, UniformMatching
 from minidet.boxes import pairwise_iou, xyxy_to_cxcywh
 from minidet.exercises import EXERCISES, review
 from minidet.grid import Grid, make_grid
+from tests.exercises.told import assert_wrong, stub
 
 YOLOF = make_grid([(25, 42)], (32,), anchor_sizes=[(32, 64, 128, 256, 512)])
 NAMES = ("match_max_iou", "atss_threshold", "match_uniform", "blind_side")
-
-
-def prose(text: str) -> str:
-    """The text without its line breaks and indents."""
-    return " ".join(text.split())
-
-
-def told(name: str, answer, difference: str, hint: str) -> None:
-    """The answer is wrong, and the verdict says what differs and why."""
-    verdict = review(EXERCISES[name], answer)
-    assert verdict.status == "wrong"
-    assert difference in prose(verdict.text)
-    assert hint in prose(verdict.text)
 
 
 def random_boxes(count: int, extent: float, seed: int) -> torch.Tensor:
@@ -95,9 +83,6 @@ def blind_solution(anchor_side, min_anchor_iou):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_stub_is_not_attempted(name):
-    def stub(*arguments):
-        raise NotImplementedError
-
     assert review(EXERCISES[name], stub).status == "not attempted"
 
 
@@ -257,7 +242,7 @@ def one_of_every_pair(overlap, positive_iou, negative_iou):
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_a_wrong_max_iou_is_told_what_differs_and_why(answer, difference, hint):
-    told("match_max_iou", answer, difference, hint)
+    assert_wrong("match_max_iou", answer, difference, hint)
 
 
 def divided_by_k(overlap):
@@ -281,7 +266,7 @@ def divided_by_k(overlap):
     ids=["biased", "mean", "minus", "variance", "axis", "one for all", "single", "axis too many", "float64"],
 )
 def test_a_wrong_threshold_is_told_what_differs_and_why(answer, difference, hint):
-    told("atss_threshold", answer, difference, hint)
+    assert_wrong("atss_threshold", answer, difference, hint)
 
 
 def uniform_with(distance=None, lists=(0, 1), join=torch.logical_or, tested=1, strict=False, most=None, largest=False):
@@ -338,12 +323,14 @@ def centres(a, b):
     ids="corners straight centres anchors predictions both tested untested strict largest most".split(),
 )
 def test_a_wrong_union_is_told_what_differs_and_why(answer, hint):
-    told("match_uniform", answer, "match_uniform: wrong on", hint)
+    assert_wrong("match_uniform", answer, "match_uniform: wrong on", hint)
 
 
 def test_an_answer_of_slot_numbers_or_integers_is_told_the_shape_or_the_type():
-    told("match_uniform", lambda *a: uniform_solution(*a).long(), "wanted is int64, but bool was expected.", "")
-    told("match_uniform", lambda *a: uniform_solution(*a).T, "wanted has the shape [5, 1], not [1, 5].", "swapped")
+    assert_wrong("match_uniform", lambda *a: uniform_solution(*a).long(), "wanted is int64, but bool was expected.", "")
+    assert_wrong(
+        "match_uniform", lambda *a: uniform_solution(*a).T, "wanted has the shape [5, 1], not [1, 5].", "swapped"
+    )
 
 
 @pytest.mark.parametrize(
@@ -360,4 +347,4 @@ def test_an_answer_of_slot_numbers_or_integers_is_told_the_shape_or_the_type():
     ids=["no root", "area", "share", "root of the side", "divided", "root of both", "tensor"],
 )
 def test_a_wrong_side_is_told_what_differs_and_why(answer, difference, hint):
-    told("blind_side", answer, difference, hint)
+    assert_wrong("blind_side", answer, difference, hint)

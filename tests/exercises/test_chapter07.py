@@ -14,13 +14,9 @@ from minidet.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from minidet.detectors.yolof import decode
 from minidet.exercises import EXERCISES, review
 from minidet.losses import combine_logits
+from tests.exercises.told import assert_wrong, stub
 
 NAMES = ("joint_logit", "boxes_from_raw", "class_loss", "taps_on_map")
-
-
-def prose(text: str) -> str:
-    """The text without its line breaks and indents."""
-    return " ".join(text.split())
 
 
 # ---- one logit of two ------------------------------------------------------------------------------------------------
@@ -238,10 +234,6 @@ def as_tensor(rows, columns, dilation):
 # ---- verdicts --------------------------------------------------------------------------------------------------------
 
 
-def stub(*arguments):
-    raise NotImplementedError
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_a_stub_is_not_attempted(name):
     parameters = ", ".join(EXERCISES[name].parameters)
@@ -303,9 +295,7 @@ def test_a_solution_is_done(name, answer):
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_a_wrong_answer_is_told_why(name, answer, hint):
-    verdict = review(EXERCISES[name], answer)
-    assert verdict.status == "wrong"
-    assert hint in prose(verdict.text)
+    assert_wrong(name, answer, hint)
 
 
 # ---- the answers are the library's -----------------------------------------------------------------------------------

@@ -6,11 +6,7 @@ import pytest
 import torch
 
 from minidet.exercises import EXERCISES, Exercise, Mistake, review
-
-
-def prose(text: str) -> str:
-    """The text without its line breaks and indents."""
-    return " ".join(text.split())
+from tests.exercises.told import assert_wrong, prose
 
 
 def halve(values):
@@ -46,9 +42,7 @@ SMALL = Exercise(
     ],
 )
 def test_generic_mistakes_are_recognised_in_any_exercise(answer, text):
-    verdict = review(SMALL, answer)
-    assert verdict.status == "wrong"
-    assert text in prose(verdict.text)
+    assert_wrong(SMALL, answer, text)
 
 
 def test_a_hint_needs_agreement_on_every_input():
