@@ -39,7 +39,7 @@ HEADS = ("decoupled", "coupled")
 @dataclass(frozen=True)
 class Options:
     data: Path = Path("data/shapes")  # drawn by `minidet data shapes`
-    epochs: int = 17  # as `minidet demo`
+    epochs: int = 17  # as the run that chapter 00 uses
     stages: tuple[int, ...] = (0, 1, 4, 17)  # epochs after which the weights are kept
     seed: int = 0  # of weights, order and mirroring
     runs: Path = Path("runs/stages")  # one run a head

@@ -498,7 +498,7 @@ class Demo:
 
     data: Path = Path("data/shapes")  # where the pictures go
     out: Path = Path("runs/demo")  # where the run goes
-    epochs: int = 17  # passes over the 600 training pictures
+    epochs: int = 20  # passes over the 600 training pictures
     device: str = "auto"  # cpu, cuda, mps
 
     def run(self) -> int:
