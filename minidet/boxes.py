@@ -58,6 +58,15 @@ def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
     return iou(a[..., :, None, :], b[..., None, :, :])
 
 
+def shape_iou(sizes: Tensor, anchors: Tensor, eps: float = 1e-16) -> Tensor:
+    """IoU of shapes alone, as if all boxes had one centre: [N, 2] and [K, 2] width and height -> [N, K] in [0, 1].
+
+    Source: YOLO9000 (arXiv 1612.08242), section 2, "Dimension Clusters".
+    """
+    intersection = torch.minimum(sizes[:, None, :], anchors[None, :, :]).prod(dim=-1)  # [N, K]
+    return intersection / (sizes.prod(dim=-1)[:, None] + anchors.prod(dim=-1)[None, :] - intersection + eps)
+
+
 def giou(a: Tensor, b: Tensor, eps: float = 1e-16) -> Tensor:
     """Generalised IoU, with broadcasting: IoU minus the empty share of the smallest box around both, in (-1, 1]."""
     intersection = intersection_area(a, b)
