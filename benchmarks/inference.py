@@ -21,10 +21,10 @@ import tyro
 from torch import Tensor
 
 import minidet
-from minidet.bench.timing import Timing, peak_gflops, time_in_turn
 from minidet.detectors.optimize import PRECISIONS
 from minidet.errors import MinidetError
 from minidet.evaluation.speed import count_gflops
+from minidet.evaluation.timing import Timing, peak_gflops, time_in_turn
 from minidet.files import write_json
 from minidet.training.hardware import choose_device, describe_hardware
 

@@ -26,9 +26,9 @@ import tyro
 
 import minidet
 from minidet.bench.parts import Setting, random_images, random_targets
-from minidet.bench.timing import time_in_turn
 from minidet.draw import ScalingPanel, draw_scaling, save_figure
 from minidet.errors import MinidetError
+from minidet.evaluation.timing import time_in_turn
 from minidet.files import write_json
 from minidet.training.ema import Ema
 from minidet.training.hardware import choose_device, choose_precision, describe_hardware

@@ -21,8 +21,19 @@ import torch
 import tyro
 from tyro.conf import Positional, arg, subcommand
 
-from minidet.assign import ATSS, Assigner, CentreSampling, MaxIoU, OneToOne, SimOTA, UniformMatching
+from minidet.assign import (
+    ATSS,
+    POTO,
+    Assigner,
+    BestAnchor,
+    CentreSampling,
+    MaxIoU,
+    OneToOne,
+    SimOTA,
+    UniformMatching,
+)
 from minidet.bench.parts import PARTS, PartName, Setting, bench
+from minidet.data.anchors import box_sizes, kmeans_anchors
 from minidet.data.check import check_dataset, format_faults
 from minidet.data.coco import CocoDataset, load_split
 from minidet.data.fetch import FETCHABLE, fetch
@@ -33,19 +44,21 @@ from minidet.data.shapes import ShapesConfig, make_shapes
 from minidet.detectors import ZOO, Detector, create_model, load_model, load_official, optimize, save_weights
 from minidet.detectors.detector import IMAGENET_STD
 from minidet.detectors.imagenet import load_backbone_weights
+from minidet.detectors.roadmap import Anchors, roadmap
 from minidet.detectors.weights import transfer_weights
+from minidet.detectors.zoo import model_card
 from minidet.errors import DataError, MinidetError, RunError
 from minidet.evaluation.average_precision import AveragePrecision, evaluate, evaluate_detections
 from minidet.evaluation.predict import predict_dataset
 from minidet.files import write_json
 from minidet.training.ablation import Study, ablate
 from minidet.training.ablation_report import format_table
-from minidet.training.cells import FAMILIES
+from minidet.training.cells import FAMILIES, YOLOF_ABLATIONS, yolox_ablations
 from minidet.training.distributed import launched_ranks
 from minidet.training.hardware import choose_device, choose_precision, evaluation_workers
 from minidet.training.interrupt import EXIT_CODE, StopNow
 from minidet.training.loop import TrainingResult, train
-from minidet.training.recipe import RECIPES, Recipe, is_yolof, recipe_for
+from minidet.training.recipe import FLIP_AND_COLOUR, RECIPES, Recipe, is_yolof, recipe_for
 
 ModelName = Literal[tuple(ZOO)]  # type: ignore[valid-type]
 RecipeName = Literal[tuple(RECIPES)]  # type: ignore[valid-type]
@@ -60,10 +73,15 @@ ASSIGNERS: dict[str, Assigner] = {
     "atss": ATSS(),
     "centre": CentreSampling(),
     "centre-3x3": CentreSampling(radius=1.5),
+    "best-anchor": BestAnchor(),
     "one-to-one": OneToOne(),
+    "poto": POTO(),
 }
+RungName = Literal[tuple(roadmap((640, 640)))]  # type: ignore[valid-type]
 AssignerName = Literal[tuple(ASSIGNERS)]  # type: ignore[valid-type]
 FamilyName = Literal[tuple(FAMILIES)]  # type: ignore[valid-type]
+GridName = Literal[(*(name for names in FAMILIES.values() for name in names), "all")]  # type: ignore[valid-type]
+DEFAULT_OF_FAMILY = {"yolof": "yolof-r18-c5", "yolox": "yolox-nano"}
 
 MOST_PROCESSES = 1024  # and threads: more break the machine before they help
 
@@ -165,6 +183,9 @@ class Train:
     """Other fields of the recipe, such as base_lr=0.02 multi_scale=[320,640] augmentation.mosaic_prob=0."""
     assigner: AssignerName | None = None  # who learns what, instead of the model's own rule
     head: Literal["decoupled", "coupled"] | None = None  # YOLOX: "coupled" is YOLOv3's, one branch for class and box
+    rung: RungName | None = None
+    """YOLOX: a step of the paper's road map from YOLOv3 ("baseline") to a detector without NMS ("nms-free"): head,
+    anchors (found by k-means on these data) and assignment. --assigner and --head go before it."""
     train_split: str = "train"  # learn from this split
     val_split: str = "val"  # be judged by this one; "" for none
     seed: int = 0  # of weights, order and augmentation
@@ -225,6 +246,11 @@ class Train:
         changes: dict[str, Any] = {"class_names": data.class_names}
         if self.input_size is not None:
             changes["input_hw"] = self.input_size
+        if self.rung is not None:
+            if is_yolof(self.model):
+                raise MinidetError(f"--rung {self.rung}: it is a step on the way to YOLOX, and {self.model} is none")
+            input_hw = self.input_size or model_card(self.model).input_hw
+            changes |= roadmap(input_hw, find_anchors(data, input_hw))[self.rung].changes
         if self.assigner is not None:
             changes["assigner"] = ASSIGNERS[self.assigner]
         if self.head is not None:
@@ -250,21 +276,26 @@ class Train:
 class Ablate:
     """Train a detector with one part changed at a time, everything else equal, and compare: table, figures and plot.
 
+    `minidet ablate yolox DATA` climbs the road map of the YOLOX paper, from YOLOv3 to a detector without NMS.
+
     Every cell has as many epochs, and as many runs as there are seeds. The same command goes on where it was stopped;
     with more seeds or another grid it adds to what is there.
     """
 
     family: Positional[FamilyName]  # whose parts
     data: Positional[Path]  # holds annotations/instances_{split}.json and the pictures in {split}/
-    grid: Literal["components", "encoders", "all"] = "components"
-    """"components": dilated encoder and uniform matching, without, one, the other, both; "encoders": MiMo, SiMo, MiSo
-    and SiSo under RetinaNet's head and rule."""
+    grid: GridName | None = None
+    """yolof: "components" (the default; dilated encoder and uniform matching, without, one, the other, both),
+    "encoders" (MiMo, SiMo, MiSo and SiSo under RetinaNet's head and rule). yolox: "roadmap" (the default; the paper's
+    Table 2), "heads" (Table 1), "augmentation" (Table 5), "assignment" (one cell, 3 x 3, SimOTA, OTA), "nms-free"
+    (selector, stop-gradient and one-to-one matching, with and without). Both: "all"."""
     seeds: tuple[int, ...] = (0, 1, 2)  # one run each in every cell
     epochs: int | None = None  # passes over the training pictures, instead of the recipe's
-    model: ModelName = "yolof-r18-c5"  # which variant
-    out: Path = Path("runs/ablation")  # where all runs, table.md, results.json and ablation.png go
+    model: ModelName | None = None  # which variant; by default yolof-r18-c5 or yolox-nano
+    out: Path | None = None  # where runs, table.md, results.json and ablation.png go; by default runs/ablation-FAMILY
     input_size: tuple[int, int] | None = None  # height and width of the network input
-    width: int | None = None  # channels of encoder and head, instead of the model's
+    width: float | None = None  # instead of the model's: yolof channels of encoder and head, yolox a factor
+    depth: float | None = None  # yolox: a factor of the layers, instead of the model's
     batch_size: int | None = None  # pictures a step, instead of the recipe's
     set: tuple[str, ...] = ()  # other fields of the recipe, as for train
     train_split: str = "train"  # learn from this split
@@ -281,35 +312,48 @@ class Ablate:
             _within("workers", self.workers, 0, MOST_PROCESSES)
         for seed in self.seeds:
             _within("seeds", seed, 0, 2**63 - 1)
-        ablations = FAMILIES[self.family]
-        if not self.model.startswith(self.family):
-            raise MinidetError(f"--model {self.model}: the parts of a {self.family} are changed, so name one of those")
-        given = {"input_hw": self.input_size, "width": self.width}
-        changes = {name: value for name, value in given.items() if value is not None}
-        model = create_model(self.model, **changes)
+        grids = FAMILIES[self.family]
+        if self.grid not in (None, "all", *grids):
+            raise MinidetError(f"--grid {self.grid}: those of a {self.family} are {', '.join(grids)} and all")
+        name = self.model or DEFAULT_OF_FAMILY[self.family]
+        if not name.startswith(self.family):
+            raise MinidetError(f"--model {name}: the parts of a {self.family} are changed, so name one of those")
+        width = int(self.width) if is_yolof(name) and self.width and self.width.is_integer() else self.width
+        given = {"input_hw": self.input_size, "width": width, "depth": self.depth}
+        changes = {key: value for key, value in given.items() if value is not None}
+        model = create_model(name, **changes)
         if not all(parameter.requires_grad for parameter in model.parameters()):
             raise MinidetError(
-                f"--model {self.model}: parts of it are frozen, so it needs pretrained weights, but all cells of an "
+                f"--model {name}: parts of it are frozen, so it needs pretrained weights, but all cells of an "
                 "ablation learn from scratch. yolof-r18-c5 can."
             )
         budget = {"epochs": self.epochs, "batch_size": self.batch_size}
         budget = {name: value for name, value in budget.items() if value is not None}
-        recipe = dataclasses.replace(recipe_for("course", self.model), **budget)
+        recipe = dataclasses.replace(recipe_for("course", name), **budget)
+        train_data = load_split(self.data, self.train_split)
+        if is_yolof(name):
+            ablations = YOLOF_ABLATIONS
+        else:
+            recipe = dataclasses.replace(recipe, augmentation=FLIP_AND_COLOUR)
+            anchors = find_anchors(train_data, model.input_hw)
+            print(f"anchors by k-means, pixels: {', '.join(f'{w:g} x {h:g}' for w, h in anchors)}")
+            ablations = yolox_ablations(model.input_hw, anchors)
         study = Study(
-            model=self.model,
+            model=name,
             recipe=change_recipe(recipe, self.set, model),
-            train_data=load_split(self.data, self.train_split),
+            train_data=train_data,
             val_data=load_split(self.data, self.val_split),
-            out=self.out,
+            out=self.out or Path(f"runs/ablation-{self.family}"),
             changes=changes,
             device=self.device,
             precision=self.precision,
             workers=self.workers,
         )
-        result = ablate(study, ablations, list(ablations) if self.grid == "all" else [self.grid], self.seeds)
+        names = grids if self.grid == "all" else [self.grid or grids[0]]
+        result = ablate(study, ablations, names, self.seeds)
         if result.interrupted:
             return INTERRUPTED
-        print(f"\n{format_table(result.results)}\n{self.out}: table.md, results.json, ablation.png")
+        print(f"\n{format_table(result.results)}\n{study.out}: table.md, results.json, ablation.png")
         for text in result.failures:
             print(f"failed: {text}", file=sys.stderr)
         return DEFECTS_FOUND if result.failures else 0
@@ -613,6 +657,12 @@ def change_recipe(recipe: Recipe, settings: tuple[str, ...], model: Detector) ->
         else:
             recipe = _replace(recipe, name, value, setting)
     return recipe
+
+
+def find_anchors(data: CocoDataset, input_hw: tuple[int, int]) -> Anchors:
+    """Nine anchors for a data set, smallest first, in whole pixels of the network input."""
+    found = kmeans_anchors(box_sizes(data, input_hw))
+    return tuple((float(max(round(width), 1)), float(max(round(height), 1))) for width, height in found.tolist())
 
 
 def _replace(config: Any, name: str, value: Any, setting: str) -> Any:

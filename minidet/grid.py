@@ -15,6 +15,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+AnchorSize = float | tuple[float, float]  # of a square, or width and height
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -43,6 +45,11 @@ class Grid:
     def level_sizes(self) -> list[int]:
         """Number of slots in each level."""
         return [rows * columns * self.anchors_per_cell for rows, columns in self.level_shapes]
+
+    @property
+    def anchor_sizes(self) -> Tensor:
+        """[A, 2] float, width and height in pixels of `anchor_boxes`."""
+        return self.anchor_boxes[..., 2:] - self.anchor_boxes[..., :2]
 
     @property
     def levels(self) -> Tensor:
@@ -74,15 +81,18 @@ def make_grid(
     level_shapes: Sequence[tuple[int, int]],
     strides: Sequence[int],
     device: torch.device | str = "cpu",
-    anchor_sizes: Sequence[Sequence[float]] | None = None,
+    anchor_sizes: Sequence[Sequence[AnchorSize]] | None = None,
+    anchor_offset: float = 0.0,
 ) -> Grid:
     """The slots of feature maps with the given shapes.
 
     Args:
         level_shapes: (rows, columns) of each level, finest first.
         strides: pixels per cell of each level.
-        anchor_sizes: for each level the sides of its square anchors in pixels, as many on each level; None for a grid
-            without anchors. Anchors stand around the top-left corner of their cell, not around its middle.
+        anchor_sizes: for each level its anchors in pixels, (width, height) or the side of a square, as many on each
+            level; None for a grid without anchors.
+        anchor_offset: where anchors stand, in strides: 0 around the top-left corner of their cell (YOLOF), 0.5 around
+            its middle (YOLOv3).
     """
     per_cell = 1 if anchor_sizes is None else len(anchor_sizes[0])
     cells, slot_strides, anchors = [], [], []
@@ -92,9 +102,12 @@ def make_grid(
         cells.append(level_cells)
         slot_strides.append(torch.full((len(level_cells),), float(stride), device=device))
         if anchor_sizes is not None:
-            sizes = torch.cat([torch.full((1,), float(size), device=device) for size in anchor_sizes[level]])
-            half = sizes.repeat(rows * columns)[:, None] / 2
-            anchors.append(torch.cat([level_cells * stride - half, level_cells * stride + half], dim=1))
+            sides = [size if isinstance(size, Sequence) else (size, size) for size in anchor_sizes[level]]
+            numbers = [float(side) for size in sides for side in size]
+            sizes = torch.cat([torch.full((1,), number, device=device) for number in numbers]).view(-1, 2)
+            half = sizes.repeat(rows * columns, 1) / 2
+            middle = (level_cells + anchor_offset) * stride
+            anchors.append(torch.cat([middle - half, middle + half], dim=1))
     return Grid(
         torch.cat(cells),
         torch.cat(slot_strides),
@@ -110,17 +123,19 @@ def _kept_grid(
     level_shapes: tuple[tuple[int, int], ...],
     strides: tuple[int, ...],
     device: torch.device,
-    anchor_sizes: tuple[tuple[float, ...], ...] | None,
+    anchor_sizes: tuple[tuple[AnchorSize, ...], ...] | None,
+    anchor_offset: float,
 ) -> Grid:
-    return make_grid(level_shapes, strides, device, anchor_sizes)
+    return make_grid(level_shapes, strides, device, anchor_sizes, anchor_offset)
 
 
 def cached_grid(
     level_shapes: tuple[tuple[int, int], ...],
     strides: tuple[int, ...],
     device: torch.device,
-    anchor_sizes: tuple[tuple[float, ...], ...] | None = None,
+    anchor_sizes: tuple[tuple[AnchorSize, ...], ...] | None = None,
+    anchor_offset: float = 0.0,
 ) -> Grid:
     """`make_grid`, once for each input size; a compiled graph makes it as part of itself."""
     make = make_grid if torch.compiler.is_compiling() else _kept_grid
-    return make(level_shapes, strides, device, anchor_sizes)
+    return make(level_shapes, strides, device, anchor_sizes, anchor_offset)

@@ -29,19 +29,23 @@ def binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none")
 
 
-def raw_box_targets(gt_boxes: Tensor, cells: Tensor, strides: Tensor) -> Tensor:
+def raw_box_targets(gt_boxes: Tensor, cells: Tensor, strides: Tensor, units: Tensor | None = None) -> Tensor:
     """What the box predictor would have to say, before decoding, to hit its target exactly.
 
     Args:
         gt_boxes: [P, 4] float xyxy in pixels.
         cells: [P, 2] float, (gx, gy) of the slots.
         strides: [P] float.
+        units: [P, 2] float, what widths and heights are measured in, in pixels: the anchor's. None: strides.
 
     Returns:
-        [P, 4] float (tx, ty, tw, th): centre from the cell's corner in strides, logarithm of the size in strides.
+        [P, 4] float (tx, ty, tw, th): centre from the cell's corner in strides, logarithm of the size in units. With
+        anchors the offsets are what a sigmoid makes of the predictor's numbers.
     """
-    gt_cxcywh = xyxy_to_cxcywh(gt_boxes) / strides[:, None]
-    return torch.cat([gt_cxcywh[:, :2] - cells, torch.log(gt_cxcywh[:, 2:] + 1e-8)], dim=1)
+    gt_cxcywh = xyxy_to_cxcywh(gt_boxes)
+    offsets = gt_cxcywh[:, :2] / strides[:, None] - cells
+    sizes = gt_cxcywh[:, 2:] / (strides[:, None] if units is None else units)
+    return torch.cat([offsets, torch.log(sizes + 1e-8)], dim=1)
 
 
 def combine_logits(class_logits: Tensor, object_logits: Tensor) -> Tensor:

@@ -61,7 +61,8 @@ def describe(hint: Any) -> str:
     if origin is Literal:
         return " or ".join(map(repr, inside))
     if origin is tuple:
-        many = {int: "whole numbers", float: "finite numbers", str: "texts"}[inside[0]]
+        kinds = {int: "whole numbers", float: "finite numbers", str: "texts"}
+        many = kinds.get(inside[0]) or f"groups of {describe(inside[0])}"
         return many if inside[-1] is ... else f"{len(inside)} {many}"
     name = getattr(hint, "__name__", str(hint))
     return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"

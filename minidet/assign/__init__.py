@@ -10,13 +10,16 @@ from minidet.assign.base import (
     GroundTruth,
     Pairs,
     Targets,
+    labels_of,
     make_assignment,
     pad_targets,
     pairs_of,
 )
+from minidet.assign.best_anchor import BestAnchor
 from minidet.assign.centre import CentreSampling
 from minidet.assign.max_iou import MaxIoU
 from minidet.assign.one_to_one import OneToOne
+from minidet.assign.poto import POTO
 from minidet.assign.simota import SimOTA
 from minidet.assign.uniform import UniformMatching
 
@@ -24,8 +27,10 @@ __all__ = [
     "ATSS",
     "BACKGROUND",
     "IGNORED",
+    "POTO",
     "Assigner",
     "Assignment",
+    "BestAnchor",
     "CentreSampling",
     "DensePredictions",
     "GroundTruth",
@@ -35,6 +40,7 @@ __all__ = [
     "SimOTA",
     "Targets",
     "UniformMatching",
+    "labels_of",
     "make_assignment",
     "pad_targets",
     "pairs_of",

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from minidet.boxes import iou
 from minidet.grid import Grid
@@ -31,6 +32,7 @@ class DensePredictions:
         boxes: [B, A, 4] float32 xyxy in pixels of the network input.
         class_logits: [B, A, C] float32.
         object_logits: [B, A] float32, or None for a detector without objectness.
+        selector_logits: [B, A] float32, whether the slot speaks for its object alone, or None for a detector with NMS.
     """
 
     grid: Grid
@@ -38,34 +40,43 @@ class DensePredictions:
     boxes: Tensor
     class_logits: Tensor
     object_logits: Tensor | None
+    selector_logits: Tensor | None = None
+
+    @property
+    def object_scores(self) -> Tensor | None:
+        """[B, A] what the scores of all classes are multiplied by: the probabilities of an object and of selection."""
+        scores = None if self.object_logits is None else self.object_logits.sigmoid()
+        if self.selector_logits is None:
+            return scores
+        selected = self.selector_logits.sigmoid()
+        return selected if scores is None else scores * selected
 
     def class_scores(self) -> Tensor:
-        """[B, A, C] score of each class: its probability, times that of an object where the detector tells."""
-        scores = self.class_logits.sigmoid()
-        return scores if self.object_logits is None else scores * self.object_logits.sigmoid()[..., None]
+        """[B, A, C] score of each class: its probability, times `object_scores` where the detector tells."""
+        scores, factor = self.class_logits.sigmoid(), self.object_scores
+        return scores if factor is None else scores * factor[..., None]
 
     @property
     def finite(self) -> Tensor:
         """[B, A] bool: every number of the slot is finite. Other slots are never given an object."""
         # A sum of numbers is finite if all of them are; testing the sums is forty times faster than testing each.
         total = self.boxes.sum(-1) + self.class_logits.sum(-1)
-        return (total if self.object_logits is None else total + self.object_logits).isfinite()
+        for logits in (self.object_logits, self.selector_logits):
+            total = total if logits is None else total + logits
+        return total.isfinite()
 
     def at(self, slots: Tensor) -> DensePredictions:
         """The same numbers for some slots of each image, [B, K] int64; the grid's cells and strides are then [B, K]."""
         image = torch.arange(len(slots), device=slots.device)[:, None]
-        objects = None if self.object_logits is None else self.object_logits[image, slots]
-        raw_boxes, boxes, class_logits = (
-            values[image, slots] for values in (self.raw_boxes, self.boxes, self.class_logits)
-        )
-        return DensePredictions(self.grid.at(slots), raw_boxes, boxes, class_logits, objects)
+        return self._each(self.grid.at(slots), lambda values: values[image, slots])
 
     def detach(self) -> DensePredictions:
         """The same numbers, cut off from the computation of gradients."""
-        objects = None if self.object_logits is None else self.object_logits.detach()
-        return DensePredictions(
-            self.grid, self.raw_boxes.detach(), self.boxes.detach(), self.class_logits.detach(), objects
-        )
+        return self._each(self.grid, Tensor.detach)
+
+    def _each(self, grid: Grid, change: Callable[[Tensor], Tensor]) -> DensePredictions:
+        fields = (self.raw_boxes, self.boxes, self.class_logits, self.object_logits, self.selector_logits)
+        return DensePredictions(grid, *(None if values is None else change(values) for values in fields))
 
 
 @dataclass(frozen=True)
@@ -220,6 +231,12 @@ def pairs_of(matched_gt: Tensor, most: int | None = None) -> Pairs:
     gt = matched_gt.gather(1, slot).clamp(min=0)
     image = torch.arange(len(slot), device=slot.device)[:, None].expand_as(slot)
     return Pairs(image.flatten(), slot.flatten(), gt.flatten(), exists.flatten())
+
+
+def labels_of(matched_gt: Tensor, targets: Targets, nothing: int) -> Tensor:
+    """The class of the object that each slot was given, and `nothing` where it was given none; [B, A] int64."""
+    labels = F.pad(pad_targets(targets).labels, (1, 0))  # column 0 is for slots without an object
+    return labels.gather(1, (matched_gt + 1).clamp(min=0)).where(matched_gt >= 0, nothing)
 
 
 def places_of_true(mask: Tensor, most: int) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from minidet.assign import DensePredictions
-from minidet.bench.timing import Timing, peak_gflops, time_in_turn
 from minidet.data.coco import CocoDataset, load_split
 from minidet.data.loader import training_loader
 from minidet.data.shapes import ShapesConfig, make_shapes
@@ -24,6 +23,7 @@ from minidet.detectors import Detector, create_model, optimize
 from minidet.detectors.optimize import PRECISIONS
 from minidet.errors import MinidetError
 from minidet.evaluation.speed import count_gflops
+from minidet.evaluation.timing import Timing, peak_gflops, time_in_turn
 from minidet.training.ema import Ema
 from minidet.training.hardware import choose_device, choose_precision, describe_hardware
 from minidet.training.recipe import make_optimizer, recipe_for

@@ -85,7 +85,7 @@ def best_class_of_slots(predictions: DensePredictions, score_threshold: float) -
     Few slots pass, so few have the scores of all their classes computed: a score grows with its logit, and the best
     logit says which slots can pass at all.
     """
-    objects = None if predictions.object_logits is None else predictions.object_logits.sigmoid()
+    objects = predictions.object_scores
     best = predictions.class_logits.amax(dim=2).sigmoid()  # [B, A]
     best = best if objects is None else best * objects
     image, slot = (best >= score_threshold * (1 - ROUNDING)).nonzero(as_tuple=True)

@@ -15,23 +15,41 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as tensors_to_bytes
 
-from minidet.assign import ATSS, CentreSampling, MaxIoU, OneToOne, SimOTA, UniformMatching
+from minidet.assign import (
+    ATSS,
+    POTO,
+    Assigner,
+    BestAnchor,
+    CentreSampling,
+    MaxIoU,
+    OneToOne,
+    SimOTA,
+    UniformMatching,
+)
 from minidet.detectors.detector import Detector
 from minidet.detectors.tensor_files import what_it_is
+from minidet.detectors.yolof import YOLOFConfig
+from minidet.detectors.yolox import YOLOXConfig
 from minidet.detectors.zoo import create_model, model_card
 from minidet.errors import MinidetError, WeightsError
 from minidet.files import atomic_write
 
-ASSIGNERS = {kind.__name__: kind for kind in (ATSS, CentreSampling, MaxIoU, OneToOne, SimOTA, UniformMatching)}
+ASSIGNERS = {
+    kind.__name__: kind for kind in (ATSS, BestAnchor, CentreSampling, MaxIoU, OneToOne, POTO, SimOTA, UniformMatching)
+}
 
 
 def model_description(model: Detector) -> dict[str, Any]:
     """Name, classes and settings of a model as plain JSON values; `model_from_description` builds it again."""
-    config = {f.name: getattr(model.config, f.name) for f in dataclasses.fields(model.config)}
-    assigner = config.pop("assigner")
-    config["assigner"] = {"type": type(assigner).__name__, **dataclasses.asdict(assigner)}
-    config["class_names"] = model.class_names
-    return {"name": model.name, **config}
+    return {"name": model.name, **config_description(model.config), "class_names": model.class_names}
+
+
+def config_description(config: YOLOXConfig | YOLOFConfig) -> dict[str, Any]:
+    """All settings of a model as plain JSON values."""
+    settings = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    for name in _rules(settings):
+        settings[name] = {"type": type(settings[name]).__name__, **dataclasses.asdict(settings[name])}
+    return settings
 
 
 def model_from_description(description: dict[str, Any]) -> Detector:
@@ -43,17 +61,27 @@ def model_from_description(description: dict[str, Any]) -> Detector:
     assigner = description.get("assigner") if isinstance(description, dict) else None
     if not isinstance(assigner, dict) or "name" not in description:
         raise MinidetError('it is no object with "name" and "assigner"')
-    settings = {key: value for key, value in description.items() if key not in ("name", "assigner")}
-    kind, arguments = assigner.get("type"), {key: value for key, value in assigner.items() if key != "type"}
+    settings = {key: value for key, value in description.items() if key != "name"}
+    rules = {key: _make_rule(settings[key]) for key in _rules(settings)}
+    return create_model(description["name"], **{**settings, **rules})
+
+
+def _rules(settings: Mapping[str, Any]) -> list[str]:
+    """Which settings are assigners."""
+    return [name for name in settings if name.endswith("assigner")]
+
+
+def _make_rule(description: Any) -> Assigner:
+    kind = description.get("type") if isinstance(description, dict) else description
     if not isinstance(kind, str) or kind not in ASSIGNERS:
         raise MinidetError(f"there is no assigner {kind!r}; there are {', '.join(ASSIGNERS)}")
+    arguments = {key: value for key, value in description.items() if key != "type"}
     known = [field.name for field in dataclasses.fields(ASSIGNERS[kind])]
     if not arguments.keys() <= set(known):
         raise MinidetError(f"{kind} has no setting {min(arguments.keys() - set(known))!r}; it has {', '.join(known)}")
-    rule = ASSIGNERS[kind](
+    return ASSIGNERS[kind](
         **{key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()}
     )
-    return create_model(description["name"], assigner=rule, **settings)
 
 
 def save_weights(model: Detector, path: str | Path, half: bool = False) -> None:

@@ -14,10 +14,18 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
-from minidet.assign import IGNORED, Assigner, Assignment, DensePredictions, Targets, UniformMatching, pad_targets
+from minidet.assign import (
+    IGNORED,
+    Assigner,
+    Assignment,
+    DensePredictions,
+    Targets,
+    UniformMatching,
+    labels_of,
+    pad_targets,
+)
 from minidet.boxes import cxcywh_to_xyxy, nms, xyxy_to_cxcywh
 from minidet.detectors.detections import Detections, best_pairs, suppress
 from minidet.detectors.detector import IMAGENET_MEAN, Detector, Prediction
@@ -26,7 +34,7 @@ from minidet.grid import cached_grid
 from minidet.layers.darknet import CSPDarknet53
 from minidet.layers.dilated_encoder import DilatedEncoder
 from minidet.layers.encoders import make_encoder
-from minidet.layers.heads import AnchorHead
+from minidet.layers.heads import AnchorHead, slots_first
 from minidet.layers.resnet import ResNet
 from minidet.losses import combine_logits, giou_loss
 
@@ -190,11 +198,6 @@ class YOLOF(Detector):
         return suppress(found, self.nms_threshold, self.num_classes, self.class_agnostic, self.max_detections)
 
 
-def slots_first(maps: Tensor, anchors_per_cell: int) -> Tensor:
-    """Rows for slots: [B, n * D, H, W] of any precision -> [B, H * W * n, D] float32."""
-    return maps.unflatten(1, (anchors_per_cell, -1)).permute(0, 3, 4, 1, 2).flatten(1, 3).float()
-
-
 def decode(raw_boxes: Tensor, anchors: Tensor, center_limit: float | None = 32) -> Tensor:
     """From what the box predictor says to boxes in pixels.
 
@@ -244,12 +247,6 @@ def share_out(anchor_sizes: Sequence[float], levels: int) -> tuple[tuple[float, 
         )
     sizes, each = sorted(float(size) for size in anchor_sizes), len(anchor_sizes) // levels
     return tuple(tuple(sizes[i : i + each]) for i in range(0, len(sizes), each))
-
-
-def labels_of(matched_gt: Tensor, targets: Targets, nothing: int) -> Tensor:
-    """The class of the object that each slot was given, and `nothing` where it was given none; [B, A] int64."""
-    labels = F.pad(pad_targets(targets).labels, (1, 0))  # column 0 is for slots without an object
-    return labels.gather(1, (matched_gt + 1).clamp(min=0)).where(matched_gt >= 0, nothing)
 
 
 def postprocess(

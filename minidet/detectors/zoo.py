@@ -128,17 +128,23 @@ def create_model(name: str, num_classes: int = 80, **changes: Any) -> Detector:
         raise MinidetError(
             f"{name} has no setting {', '.join(map(repr, unknown))}. Its settings are {', '.join(fields)}."
         )
-    changes = {key: tuple(value) if isinstance(value, list) else value for key, value in changes.items()}
+    changes = {key: _frozen(value) for key, value in changes.items()}
     config = dataclasses.replace(card.config, num_classes=num_classes, **changes)
     _check(name, config)
     config = replace(config, input_hw=tuple(int(side) for side in config.input_hw))  # plain numbers, for JSON
     return YOLOX(config, name) if isinstance(config, YOLOXConfig) else YOLOF(config, name)
 
 
+def _frozen(value: Any) -> Any:
+    """Lists as tuples, also inside of each other."""
+    return tuple(map(_frozen, value)) if isinstance(value, (list, tuple)) else value
+
+
 def _check(name: str, config: YOLOXConfig | YOLOFConfig) -> None:
     check_settings(config, name, _YOLOX_RANGES if isinstance(config, YOLOXConfig) else _YOLOF_RANGES)
-    if dataclasses.is_dataclass(config.assigner):
-        check_settings(config.assigner, f"{name}: {type(config.assigner).__name__}")
+    for rule in (config.assigner, getattr(config, "selector_assigner", None)):
+        if dataclasses.is_dataclass(rule):
+            check_settings(rule, f"{name}: {type(rule).__name__}")
     if config.class_names is not None and len(config.class_names) != config.num_classes:
         raise MinidetError(
             f"{name}: {len(config.class_names)} class names for num_classes={config.num_classes}; they must agree"

@@ -33,6 +33,7 @@ class AblationPanel:
     question: str
     rows: Sequence[AblationRow]
     source: str = ""  # of the published figures
+    steps: bool = False  # each row builds on the one above: what it adds stands behind its figures
 
 
 @plain_style
@@ -85,9 +86,17 @@ def _panel(
         baseline = rows_top + ROW * (index + 0.5) + 5
         words = shorten(row.words, LABELS - 44, 13)
         write(canvas, LABELS - 16 - text_width(words, 13), baseline, words, 13, INK)
-        write(canvas, right + 16, baseline, _figures(row.values), 13, INK if row.values else PALE)
+        figures = f"{_figures(row.values)}{_gain(panel, index)}"
+        write(canvas, right + 16, baseline, figures, 13, INK if row.values else PALE)
         if row.published is not None:
-            write(canvas, WIDTH - PAPER - 8, baseline, f"{row.published:.1f}", 13, PALE)
+            write(
+                canvas,
+                WIDTH - PAPER - 8,
+                baseline,
+                f"{row.published:.1f}{_gain(panel, index, published=True)}",
+                13,
+                PALE,
+            )
         if row.values:
             axes.plot(row.values, [index] * len(row.values), "o", color=DOT, markersize=9, alpha=0.65, clip_on=False)
             axes.plot([mean(row.values)] * 2, [index - 0.3, index + 0.3], color=MEAN, linewidth=3, clip_on=False)
@@ -115,6 +124,15 @@ def _figures(values: Sequence[float]) -> str:
     if not values:
         return "no run yet"
     return f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{mean(values):.1f} (one run)"
+
+
+def _gain(panel: AblationPanel, index: int, published: bool = False) -> str:
+    """What a step adds to the row above, such as " (+1.2)"."""
+    if not panel.steps or index == 0:
+        return ""
+    rows = panel.rows[index - 1], panel.rows[index]
+    before, after = ((row.published if published else mean(row.values) if row.values else None) for row in rows)
+    return "" if None in (before, after) else f" ({after - before:+.1f})"
 
 
 def _in_words(row: AblationRow) -> str:

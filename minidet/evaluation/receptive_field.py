@@ -331,11 +331,10 @@ def _detector_maps(model: Detector, x: Tensor) -> dict[str, Tensor]:
     else:
         names = model.level_names
         outputs = [model.head(maps[name]) for name in names]
-    for name, (class_map, box_map, object_map) in zip(names, outputs, strict=True):
+    parts = ("class_output", "box_output", "object_output", "selector_output")
+    for name, output in zip(names, outputs, strict=True):
         at = f".{name}" if len(names) > 1 else ""
-        maps |= {f"class_output{at}": class_map, f"box_output{at}": box_map}
-        if object_map is not None:
-            maps[f"object_output{at}"] = object_map
+        maps |= {f"{part}{at}": values for part, values in zip(parts, output, strict=False) if values is not None}
     return maps
 
 

@@ -55,32 +55,36 @@ class CSPDarknet(nn.Module):
 class Darknet53(nn.Module):
     """YOLOv3's Darknet-53 with spatial pyramid pooling, the backbone of the paper's road map (Table 2).
 
-    Same contract as `CSPDarknet`; the last stage ends at 512 channels.
+    Same contract as `CSPDarknet`; at full width the last stage ends at 512 channels.
+
+    Args:
+        depth: multiplies the number of residual layers in a stage; our own, for smaller networks than the paper's.
+        width: multiplies the channels; our own too.
     """
 
-    channels = (256, 512, 512)
-
-    def __init__(self, activation: str = "leaky_relu"):
+    def __init__(self, depth: float = 1.0, width: float = 1.0, activation: str = "leaky_relu"):
         super().__init__()
+        c = int(width * 32)
+        self.channels = (8 * c, 16 * c, 16 * c)
 
         def group(c_in: int, n: int) -> list[nn.Module]:
-            residuals = [ResidualLayer(2 * c_in, activation) for _ in range(n)]
+            residuals = [ResidualLayer(2 * c_in, activation) for _ in range(max(round(depth * n), 1))]
             return [ConvBlock(c_in, 2 * c_in, 3, 2, activation=activation), *residuals]
 
         def conv(c_in: int, c_out: int, kernel: int) -> ConvBlock:
             return ConvBlock(c_in, c_out, kernel, activation=activation)
 
-        self.stem = nn.Sequential(conv(3, 32, 3), *group(32, 1))
-        self.dark2 = nn.Sequential(*group(64, 2))
-        self.dark3 = nn.Sequential(*group(128, 8))
-        self.dark4 = nn.Sequential(*group(256, 8))
+        self.stem = nn.Sequential(conv(3, c, 3), *group(c, 1))
+        self.dark2 = nn.Sequential(*group(2 * c, 2))
+        self.dark3 = nn.Sequential(*group(4 * c, 8))
+        self.dark4 = nn.Sequential(*group(8 * c, 8))
         self.dark5 = nn.Sequential(
-            *group(512, 4),
-            conv(1024, 512, 1),
-            conv(512, 1024, 3),
-            SPP(1024, 512, activation),
-            conv(512, 1024, 3),
-            conv(1024, 512, 1),
+            *group(16 * c, 4),
+            conv(32 * c, 16 * c, 1),
+            conv(16 * c, 32 * c, 3),
+            SPP(32 * c, 16 * c, activation),
+            conv(16 * c, 32 * c, 3),
+            conv(32 * c, 16 * c, 1),
         )
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:

@@ -1,12 +1,14 @@
-"""Heads: YOLOX's with a branch for what an object is and one for where it is, YOLOv3's with one for both, and that of
-anchor detectors.
+"""Heads: YOLOX's with a branch for what an object is and one for where it is, YOLOv3's with one for both, what either
+needs to do without NMS, and the head of anchor detectors.
 
-Source: YOLOX, section 2.1 "Decoupled head", Figure 2, chapter 08; YOLOF, section 4.1, chapter 07.
+Source: YOLOX, section 2.1 "Decoupled head", Figure 2, and "End-to-end YOLO", chapter 08; YOLOF, section 4.1, chapter
+07.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,34 +20,117 @@ PRIOR_PROBABILITY = 0.01  # what class and objectness say before training; keeps
 PRIOR_LOGIT = -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY)
 
 
-class DecoupledLevel(nn.Module):
-    """The head of one pyramid level; levels share no weights.
+@dataclass(frozen=True)
+class HeadStyle:
+    """What the levels of a YOLO head have in common.
 
-    `forward` maps [B, c_in, H, W] to class logits [B, C, H, W], raw boxes [B, 4, H, W] and objectness logits
-    [B, 1, H, W].
+    Attributes:
+        num_classes: C.
+        width: channels inside the branches of a decoupled head, and inside a selector.
+        depthwise: depthwise separable 3 x 3 convolutions.
+        activation: of every block.
+        anchors_per_cell: n, predictions of each cell. Channel a * D + d of a map is number d of anchor a.
+        selector: predict one logit more for each slot; see `Selector`.
+        stop_gradient: of the selector.
     """
 
-    def __init__(self, c_in: int, width: int, num_classes: int, depthwise: bool = False, activation: str = "silu"):
+    num_classes: int
+    width: int
+    depthwise: bool = False
+    activation: str = "silu"
+    anchors_per_cell: int = 1
+    selector: bool = False
+    stop_gradient: bool = True
+
+    def block(self, c_in: int, c_out: int) -> nn.Module:
+        """A 3 x 3 block of this style."""
+        return conv3x3(c_in, c_out, 1, self.depthwise, self.activation)
+
+
+class Selector(nn.Module):
+    """Two blocks and one logit that let a detector do without NMS: is this the one slot that speaks for its object?
+
+    It reads the features of the box branch. With `stop_gradient` it does not change them: everything else in the
+    network then learns just what it would learn without a selector.
+
+    `forward` maps [B, c_in, H, W] to logits [B, n, H, W].
+
+    Source: YOLOX, section 2.1 "End-to-end YOLO"; "positive sample selector", arXiv 2101.11782, section 3.
+    """
+
+    def __init__(self, c_in: int, style: HeadStyle):
+        super().__init__()
+        self.stop_gradient = style.stop_gradient
+        self.branch = nn.Sequential(style.block(c_in, style.width), style.block(style.width, style.width))
+        self.predictor = nn.Conv2d(style.width, style.anchors_per_cell, 1)
+        nn.init.zeros_(self.predictor.bias)
+
+    def forward(self, box_features: Tensor) -> Tensor:
+        return self.predictor(self.branch(box_features.detach() if self.stop_gradient else box_features))
+
+
+class _Level(nn.Module):
+    """The head of one pyramid level; levels share no weights."""
+
+    def make_predictors(self, c_in: int, style: HeadStyle) -> None:
+        """The last convolutions, 1 x 1, on features of `c_in` channels."""
+        n = style.anchors_per_cell
+        self.class_predictor = nn.Conv2d(c_in, n * style.num_classes, 1)
+        self.box_predictor = nn.Conv2d(c_in, n * 4, 1)
+        self.object_predictor = nn.Conv2d(c_in, n, 1)
+        for predictor in (self.class_predictor, self.object_predictor):
+            nn.init.constant_(predictor.bias, PRIOR_LOGIT)
+        self.selector = Selector(c_in, style) if style.selector else None
+
+    def predict(self, class_features: Tensor, box_features: Tensor) -> tuple[Tensor, ...]:
+        """Class logits [B, n * C, H, W], raw boxes [B, n * 4, H, W], objectness logits [B, n, H, W] and, of a head with
+        a selector, its logits [B, n, H, W]."""
+        # Objectness sits on the box branch: how good a box is depends on where it is (the paper's "IoU branch").
+        class_logits = self.class_predictor(class_features)
+        maps = class_logits, self.box_predictor(box_features), self.object_predictor(box_features)
+        return maps if self.selector is None else (*maps, self.selector(box_features))
+
+
+class DecoupledLevel(_Level):
+    """One level of a decoupled head: two 3 x 3 blocks for the class, two for box and objectness.
+
+    `forward` maps [B, c_in, H, W] to the three or four maps of `predict`.
+    """
+
+    def __init__(self, c_in: int, style: HeadStyle):
         super().__init__()
 
         def branch() -> nn.Sequential:
-            return nn.Sequential(*(conv3x3(width, width, 1, depthwise, activation) for _ in range(2)))
+            return nn.Sequential(*(style.block(style.width, style.width) for _ in range(2)))
 
-        self.stem = ConvBlock(c_in, width, 1, activation=activation)
+        self.stem = ConvBlock(c_in, style.width, 1, activation=style.activation)
         self.class_branch = branch()
         self.box_branch = branch()
-        self.class_predictor = nn.Conv2d(width, num_classes, 1)
-        self.box_predictor = nn.Conv2d(width, 4, 1)
-        self.object_predictor = nn.Conv2d(width, 1, 1)
-        for predictor in (self.class_predictor, self.object_predictor):
-            nn.init.constant_(predictor.bias, PRIOR_LOGIT)
+        self.make_predictors(style.width, style)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         x = self.stem(x)
-        class_logits = self.class_predictor(self.class_branch(x))
-        box_features = self.box_branch(x)
-        # Objectness sits on the box branch: how good a box is depends on where it is (the paper's "IoU branch").
-        return class_logits, self.box_predictor(box_features), self.object_predictor(box_features)
+        return self.predict(self.class_branch(x), self.box_branch(x))
+
+
+class CoupledLevel(_Level):
+    """One level of the head that YOLOv3 has: one 3 x 3 block to twice the channels, one 1 x 1 convolution.
+
+    The block serves both tasks, so what an object is and where it is are read from the same features. The 1 x 1
+    convolution to n * (4 + 1 + C) channels is kept in three parts, each called by what it says, as in `DecoupledLevel`:
+    that is the same map, and new classes can be learned without forgetting boxes.
+
+    `forward` maps as `DecoupledLevel` does.
+    """
+
+    def __init__(self, c_in: int, style: HeadStyle):
+        super().__init__()
+        self.branch = style.block(c_in, 2 * c_in)
+        self.make_predictors(2 * c_in, style)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        x = self.branch(x)
+        return self.predict(x, x)
 
 
 class DecoupledHead(nn.Module):
@@ -53,50 +138,17 @@ class DecoupledHead(nn.Module):
 
     Args:
         channels: width of each level that comes in.
-        width: width inside the head, the same on all levels.
-        num_classes: C.
+        style: of the levels.
 
-    `forward` takes the levels, finest first, and returns for each the three maps of `DecoupledLevel`.
+    `forward` takes the levels, finest first, and returns for each the maps of `DecoupledLevel`.
     """
 
-    def __init__(
-        self,
-        channels: tuple[int, ...],
-        width: int,
-        num_classes: int,
-        depthwise: bool = False,
-        activation: str = "silu",
-    ):
+    def __init__(self, channels: tuple[int, ...], style: HeadStyle):
         super().__init__()
-        self.levels = nn.ModuleList(DecoupledLevel(c, width, num_classes, depthwise, activation) for c in channels)
+        self.levels = nn.ModuleList(DecoupledLevel(c, style) for c in channels)
 
-    def forward(self, pyramid: list[Tensor]) -> list[tuple[Tensor, Tensor, Tensor]]:
+    def forward(self, pyramid: list[Tensor]) -> list[tuple[Tensor, ...]]:
         return [level(x) for level, x in zip(self.levels, pyramid, strict=True)]
-
-
-class CoupledLevel(nn.Module):
-    """The head of one pyramid level as YOLOv3 has it: one 3 x 3 block to twice the channels, one 1 x 1 convolution.
-
-    The block serves both tasks, so what an object is and where it is are read from the same features. The 1 x 1
-    convolution to 4 + 1 + C channels is kept in three parts, each called by what it says, as in `DecoupledLevel`: that
-    is the same map, and new classes can be learned without forgetting boxes.
-
-    `forward` maps as `DecoupledLevel` does.
-    """
-
-    def __init__(self, c_in: int, num_classes: int, depthwise: bool = False, activation: str = "silu"):
-        super().__init__()
-        width = 2 * c_in
-        self.branch = conv3x3(c_in, width, 1, depthwise, activation)
-        self.class_predictor = nn.Conv2d(width, num_classes, 1)
-        self.box_predictor = nn.Conv2d(width, 4, 1)
-        self.object_predictor = nn.Conv2d(width, 1, 1)
-        for predictor in (self.class_predictor, self.object_predictor):
-            nn.init.constant_(predictor.bias, PRIOR_LOGIT)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x = self.branch(x)
-        return self.class_predictor(x), self.box_predictor(x), self.object_predictor(x)
 
 
 class CoupledHead(nn.Module):
@@ -104,18 +156,18 @@ class CoupledHead(nn.Module):
 
     Args:
         channels: width of each level that comes in.
-        num_classes: C.
+        style: of the levels.
 
-    `forward` takes the levels, finest first, and returns for each the three maps of `CoupledLevel`.
+    `forward` takes the levels, finest first, and returns for each the maps of `CoupledLevel`.
 
-    Source: YOLOX, section 2.1, Table 2; YOLOv3, arXiv 1804.02767, section 2.3, there with three anchors a cell.
+    Source: YOLOX, section 2.1, Table 2; YOLOv3, arXiv 1804.02767, section 2.3.
     """
 
-    def __init__(self, channels: tuple[int, ...], num_classes: int, depthwise: bool = False, activation: str = "silu"):
+    def __init__(self, channels: tuple[int, ...], style: HeadStyle):
         super().__init__()
-        self.levels = nn.ModuleList(CoupledLevel(c, num_classes, depthwise, activation) for c in channels)
+        self.levels = nn.ModuleList(CoupledLevel(c, style) for c in channels)
 
-    def forward(self, pyramid: list[Tensor]) -> list[tuple[Tensor, Tensor, Tensor]]:
+    def forward(self, pyramid: list[Tensor]) -> list[tuple[Tensor, ...]]:
         return [level(x) for level, x in zip(self.levels, pyramid, strict=True)]
 
 
@@ -200,3 +252,8 @@ class AnchorHead(nn.Module):
     def _predict(self, class_features: Tensor, box_features: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         object_logits = None if self.object_predictor is None else self.object_predictor(box_features)
         return self.class_predictor(class_features), self.box_predictor(box_features), object_logits
+
+
+def slots_first(maps: Tensor, anchors_per_cell: int) -> Tensor:
+    """Rows for slots: [B, n * D, H, W] of any precision -> [B, H * W * n, D] float32."""
+    return maps.unflatten(1, (anchors_per_cell, -1)).permute(0, 3, 4, 1, 2).flatten(1, 3).float()

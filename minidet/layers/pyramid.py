@@ -62,12 +62,17 @@ class PAFPN(nn.Module):
 
 
 class YOLOFPN(nn.Module):
-    """YOLOv3's pyramid on Darknet-53: top-down only; stage 5 itself is the coarsest level."""
+    """YOLOv3's pyramid on Darknet-53: top-down only; stage 5 itself is the coarsest level.
 
-    channels = (128, 256, 512)
+    Args:
+        channels: widths of the backbone's three stages; at full width (256, 512, 512).
+    """
 
-    def __init__(self, activation: str = "leaky_relu"):
+    def __init__(self, channels: tuple[int, int, int], activation: str = "leaky_relu"):
         super().__init__()
+        dark3, dark4, dark5 = channels
+        c3, c4 = dark3 // 2, dark4 // 2
+        self.channels = (c3, c4, dark5)
 
         def conv(c_in: int, c_out: int, kernel: int) -> ConvBlock:
             return ConvBlock(c_in, c_out, kernel, activation=activation)
@@ -77,10 +82,10 @@ class YOLOFPN(nn.Module):
                 conv(c_in, c, 1), conv(c, 2 * c, 3), conv(2 * c, c, 1), conv(c, 2 * c, 3), conv(2 * c, c, 1)
             )
 
-        self.lateral5 = conv(512, 256, 1)
-        self.top_down4 = five_blocks(256 + 512, 256)
-        self.lateral4 = conv(256, 128, 1)
-        self.top_down3 = five_blocks(128 + 256, 128)
+        self.lateral5 = conv(dark5, c4, 1)
+        self.top_down4 = five_blocks(c4 + dark4, c4)
+        self.lateral4 = conv(c4, c3, 1)
+        self.top_down3 = five_blocks(c3 + dark3, c3)
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
         p5 = features["dark5"]

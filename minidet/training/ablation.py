@@ -6,9 +6,10 @@ difference between two cells, and whether that is more than chance is seen again
     OUT/settings.json                  what all runs have in common; another ablation is refused
     OUT/CELL/seed-0/                   an ordinary run (`minidet.training.run_folder`) ...
     OUT/CELL/seed-0/result.json        ... and, once it is finished, its figures
+    OUT/latency.json                   how long one image takes, all cells measured in turn
     OUT/table.md, results.json, ablation.png
 
-Source: YOLOF, sections 3 and 5.2; chapter 12.
+Source: YOLOF, sections 3 and 5.2; YOLOX, section 2; chapter 12.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +35,12 @@ from minidet.detectors.weights import model_description
 from minidet.errors import MinidetError, RunError
 from minidet.evaluation.average_precision import evaluate
 from minidet.evaluation.speed import count_cost
+from minidet.evaluation.timing import time_in_turn
 from minidet.files import atomic_write, read_json, write_json
 from minidet.training.ablation_report import draw, write_report
 from minidet.training.cells import Ablation, Cell
 from minidet.training.distributed import launched_ranks
-from minidet.training.hardware import choose_device, choose_precision, evaluation_workers
+from minidet.training.hardware import choose_device, choose_precision, describe_hardware, evaluation_workers
 from minidet.training.loop import train
 from minidet.training.recipe import Recipe
 from minidet.training.run_folder import differences, read_metrics
@@ -109,6 +112,10 @@ class Study:
         names = self.train_data.class_names
         return create_model(self.model, len(names), **{"class_names": names, **self.changes, **cell.changes})
 
+    def recipe_of(self, cell: Cell) -> Recipe:
+        """How a cell is trained."""
+        return dataclasses.replace(self.recipe, **cell.recipe)
+
     def run_folder(self, cell: Cell, seed: int) -> Path:
         return self.out / cell.name / f"seed-{seed}"
 
@@ -140,7 +147,7 @@ def ablate(study: Study, ablations: dict[str, Ablation], names: Sequence[str], s
             "an ablation trains its cells one after the other in one process. Start it without torchrun; for several "
             "GPUs, start one ablation on each, with seeds and --out of its own."
         )
-    cells = [cell for name in names for cell in ablations[name].cells]
+    cells = list({cell.name: cell for name in names for cell in ablations[name].cells}.values())
     seeds = list(dict.fromkeys(seeds))
     if not cells or not seeds:
         raise RunError("an ablation needs at least one seed and one cell; nothing was run.")
@@ -166,6 +173,9 @@ def ablate(study: Study, ablations: dict[str, Ablation], names: Sequence[str], s
         results = write_report(study.out, ablations, study.description, failures)
         if interrupted:
             break
+    if not interrupted:
+        _measure_latency(study, [cell for ablation in ablations.values() for cell in ablation.cells])
+        results = write_report(study.out, ablations, study.description, failures)
     draw(results, study.out / "ablation.png")
     return AblationResult(results, failures, interrupted)
 
@@ -180,7 +190,7 @@ def _run(study: Study, cell: Cell, seed: int) -> bool:
         return True
     result = train(
         model,
-        study.recipe,
+        study.recipe_of(cell),
         study.train_data,
         study.val_data,
         folder,
@@ -220,6 +230,23 @@ def _run(study: Study, cell: Cell, seed: int) -> bool:
         indent=2,
     )
     return True
+
+
+def _measure_latency(study: Study, cells: Sequence[Cell]) -> None:
+    """How long the networks of all cells with a finished run take for one image, without post-processing, in turn."""
+    trained = {cell.name: cell for cell in cells if any((study.out / cell.name).glob("seed-*/result.json"))}
+    if not trained:
+        return
+    device = choose_device(study.device)
+    models = {name: study.make_model(cell, seed=0).to(device).eval() for name, cell in trained.items()}
+    image = torch.zeros(1, 3, *next(iter(models.values())).input_hw, device=device)
+    with torch.inference_mode():
+        times = time_in_turn({name: partial(model.dense, image) for name, model in models.items()}, device, seconds=1)
+    write_json(
+        study.out / "latency.json",
+        {"hardware": describe_hardware(device), "ms": {name: round(each.ms, 3) for name, each in times.items()}},
+        indent=2,
+    )
 
 
 def _claim(study: Study) -> None:

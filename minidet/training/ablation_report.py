@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -16,7 +17,7 @@ READING = (
     "AP: COCO's, mean over the IoU thresholds 0.50 to 0.95, on the validation pictures, of the weights after the last",
     "epoch (their average, where the recipe keeps one); mean over the runs ± standard deviation. small, medium, large:",
     "AP by the object's size (up to 32 x 32 pixels, up to 96 x 96, more). GMACs (10^9 multiply-adds) and activations",
-    "(memory kept for the backward pass) are those of one image in float32.",
+    "(memory kept for the backward pass) are those of one image in float32; latency that of its dense predictions.",
 )
 
 
@@ -38,7 +39,12 @@ def write_report(
     for name, ablation in ablations.items():
         cells = [collect_cell(out, cell) for cell in ablation.cells]
         if any(cell["seeds"] for cell in cells):
-            found[name] = {"question": ablation.question, "source": ablation.source, "cells": cells}
+            found[name] = {
+                "question": ablation.question,
+                "source": ablation.source,
+                "steps": ablation.steps,
+                "cells": cells,
+            }
     results = {**description, "ablations": found, "failures": list(failures)}
     write_json(out / "results.json", results, indent=2)
     with atomic_write(out / "table.md") as file:
@@ -58,7 +64,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
             AblationRow(cell["words"], [100 * value for value in cell["ap"]["values"]], cell["published_ap"])
             for cell in ablation["cells"]
         ]
-        panels.append(AblationPanel(ablation["question"], rows, ablation["source"]))
+        panels.append(AblationPanel(ablation["question"], rows, ablation["source"], ablation["steps"]))
     save_figure(draw_ablation(panels, in_one_line(results)), path)
 
 
@@ -72,16 +78,19 @@ def collect_cell(out: Path, cell: Cell) -> dict[str, Any]:
     runs.sort(key=lambda run: run["seed"])
     figures = {name: summary([run["evaluation"][name] for run in runs]) for name in FIGURES}
     hardware = {json.dumps(run["hardware"], sort_keys=True): run["hardware"] for run in runs}
+    latency = out / "latency.json"
     return {
         "name": cell.name,
         "words": cell.words,
-        "changes": {name: repr(value) for name, value in cell.changes.items()},
+        "changes": {name: repr(value) for name, value in {**cell.changes, **cell.recipe}.items()},
         "seeds": [run["seed"] for run in runs],
         **figures,
         "seconds": summary([run["seconds"] for run in runs]),
         "cost": runs[0]["cost"] if runs else None,
+        "latency_ms": read_json(latency)["ms"].get(cell.name) if latency.is_file() else None,
         "hardware": list(hardware.values()),
         "published_ap": cell.published_ap,
+        "published": None if cell.published is None else asdict(cell.published),
     }
 
 
@@ -103,16 +112,21 @@ def format_table(results: dict[str, Any]) -> str:
     lines = [f"# Ablation of {results['settings']['model']}", "", in_one_line(results)]
     for ablation in results["ablations"].values():
         paper = any(cell["published_ap"] is not None for cell in ablation["cells"])
-        head = ["", "runs", "AP, %", "lowest to highest", "against the first row", "AP50", "small", "medium", "large"]
+        against = "the row above" if ablation["steps"] else "the first row"
+        head = ["", "runs", "AP, %", "lowest to highest", f"against {against}", "AP50", "small", "medium", "large"]
         head += ["training, s"] + (["the paper's AP"] if paper else [])
-        first = ablation["cells"][0]["ap"]["mean"]
         lines += ["", f"## {ablation['question']}", "", *_markdown_head(head)]
-        for cell in ablation["cells"]:
-            gain = "" if None in (cell["ap"]["mean"], first) else f"{100 * (cell['ap']['mean'] - first):+.1f}"
+        for number, cell in enumerate(ablation["cells"]):
+            other = ablation["cells"][max(number - 1, 0) if ablation["steps"] else 0]
+            gain = _difference(cell["ap"]["mean"], other["ap"]["mean"], 100)
             row = [cell["words"], str(len(cell["seeds"])), _percent(cell["ap"]), _range(cell["ap"]), gain]
             row += [_percent(cell[name]) for name in ("ap50", "ap_small", "ap_medium", "ap_large")]
             row.append(_seconds(cell["seconds"]))
-            row += ["" if cell["published_ap"] is None else f"{cell['published_ap']:.1f}"] if paper else []
+            if paper:
+                published, step = cell["published_ap"], ""
+                if ablation["steps"] and number:
+                    step = f" ({_difference(published, other['published_ap'])})"
+                row.append("" if published is None else f"{published:.1f}{step}")
             lines.append(_markdown(row))
         if ablation["source"]:
             lines += ["", ablation["source"]]
@@ -141,7 +155,8 @@ def in_one_line(results: dict[str, Any]) -> str:
     recipe, data = settings["recipe"], settings["data"]
     costs = [c["cost"] for ablation in results["ablations"].values() for c in ablation["cells"] if c["cost"]]
     size = f", input {costs[0]['input_hw'][0]} x {costs[0]['input_hw'][1]}" if costs else ""
-    size += f", {settings['changes']['width']} channels" if "width" in settings["changes"] else ""
+    for name in ("width", "depth"):
+        size += f", {name} {settings['changes'][name]:g}" if name in settings["changes"] else ""
     count, unit = (recipe["epochs"], "epoch") if recipe["epochs"] else (recipe["iterations"], "iteration")
     length = f"{count} {unit}{'' if count == 1 else 's'}"
     return (
@@ -150,16 +165,26 @@ def in_one_line(results: dict[str, Any]) -> str:
     )
 
 
+def _difference(value: float | None, other: float | None, factor: float = 1) -> str:
+    return "" if None in (value, other) else f"{factor * (value - other):+.1f}"
+
+
 def _cost_table(cells: Sequence[dict[str, Any]]) -> list[str]:
-    """What the parts of each cell's network cost: in all, and of that backbone, encoder, head and decoding."""
-    costs = [(cell["words"], cell["cost"]["parts"]) for cell in cells if cell["cost"]]
-    names = ", ".join(part["name"] for part in costs[0][1])
-    lines = _markdown_head(["", *(f"{figure}: {names}" for figure in ("GMACs", "parameters", "activations, MiB"))])
-    for words, parts in costs:
-        row = [words]
+    """What each cell's network costs, in all and part by part, its latency, and what the paper says of its own."""
+    known = [cell for cell in cells if cell["cost"]]
+    names = ", ".join(part["name"] for part in known[0]["cost"]["parts"])
+    head = ["", *(f"{figure}: {names}" for figure in ("GMACs", "parameters", "activations, MiB")), "latency, ms"]
+    paper = any(cell["published"] for cell in known)
+    lines = _markdown_head(head + (["the paper's M parameters", "its GFLOPs", "its ms (V100)"] if paper else []))
+    for cell in known:
+        row, parts = [cell["words"]], cell["cost"]["parts"]
         for figure, unit, form in (("gmacs", 1, ".2f"), ("trainable", 1, ",.0f"), ("activation_bytes", 2**20, ".1f")):
             each = [part[figure] / unit for part in parts]
             row.append(f"{sum(each):{form}}: {' + '.join(f'{value:{form}}' for value in each)}")
+        row.append("-" if cell["latency_ms"] is None else f"{cell['latency_ms']:.1f}")
+        if paper:
+            published = cell["published"] or {}
+            row += [f"{published[name]:g}" if published else "" for name in ("parameters", "gflops", "latency_ms")]
         lines.append(_markdown(row))
     return lines
 

@@ -194,6 +194,9 @@ _OF_STEPS = ("iterations", "warmup_iterations", "warmup_factor", "steps", "step_
 # so that boxes stay tight.
 LIGHT = Augmentation(mosaic_prob=0, mixup_prob=0, affine_prob=0.5, degrees=0, shear=0)
 
+# What the baseline of YOLOX's road map was trained with: section 2, "YOLOv3 baseline".
+FLIP_AND_COLOUR = Augmentation(mosaic_prob=0, mixup_prob=0)
+
 RECIPES: dict[str, Recipe] = {
     # What the published models were trained with.
     "yolox": Recipe(),

@@ -27,7 +27,7 @@ import torchvision
 from minidet.data.augment import Augmentation
 from minidet.data.coco import CocoDataset
 from minidet.detectors import Detector
-from minidet.detectors.weights import model_description
+from minidet.detectors.weights import config_description, model_description
 from minidet.errors import RunError, WeightsError
 from minidet.files import atomic_write, read_json, write_json
 from minidet.training.checkpoint import checkpoint_path, checkpoints, load_checkpoint
@@ -259,9 +259,8 @@ def default_config(model: Detector) -> dict[str, Any]:
 
     A run that was begun before a setting existed lacks it in its config.json; it was run with what is the default now.
     """
-    settings = type(model.config)()
     defaults = {
-        "model": {each.name: getattr(settings, each.name) for each in dataclasses.fields(settings)}
+        "model": config_description(type(model.config)())
         | {"assigner": dataclasses.asdict(type(model.config.assigner)())},
         "recipe": dataclasses.asdict(Recipe(augmentation=Augmentation())),
     }

@@ -376,7 +376,7 @@ def test_the_command_trains_compares_and_draws(tmp_path, capsys, monkeypatch):
     for text in (
         "projector and max-IoU",
         "+ both (YOLOF)",
-        "input 64 x 96, 16 channels",
+        "input 64 x 96, width 16",
         f"{out}: table.md, results.json",
     ):
         assert text in printed

@@ -7,8 +7,8 @@ import time
 import pytest
 import torch
 
-from minidet.bench.timing import FEWEST_TURNS, WARM_UP, peak_gflops, time_in_turn
 from minidet.errors import MinidetError
+from minidet.evaluation.timing import FEWEST_TURNS, WARM_UP, peak_gflops, time_in_turn
 
 CPU = torch.device("cpu")
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
