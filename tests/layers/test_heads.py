@@ -10,7 +10,7 @@ import minidet
 from minidet.detectors.weights import transfer_weights
 from minidet.errors import MinidetError
 from minidet.evaluation.speed import count_gflops, count_parameters
-from minidet.layers.heads import AnchorHead, CoupledHead
+from minidet.layers.heads import AnchorHead, CoupledHead, HeadStyle
 
 WIDTH = 6
 
@@ -77,7 +77,7 @@ def test_levels_of_equal_stride_keep_their_own_names():
 
 def test_a_coupled_head_is_a_block_to_twice_the_channels_and_one_convolution():
     torch.manual_seed(0)
-    head = CoupledHead((8, 12), num_classes=3).eval()
+    head = CoupledHead((8, 12), HeadStyle(num_classes=3, width=8)).eval()
     maps = [torch.randn(2, 8, 4, 6), torch.randn(2, 12, 2, 3)]
     for level, x, (classes, boxes, objects) in zip(head.levels, maps, head(maps), strict=True):
         predictors = (level.box_predictor, level.object_predictor, level.class_predictor)  # YOLOv3's order of channels
