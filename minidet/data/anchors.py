@@ -79,11 +79,12 @@ def mean_best_iou(sizes: Tensor, anchors: Tensor) -> float:
         anchors: [K, 2] float, in the same pixels.
 
     Raises:
-        DataError: there is no size, or one is not finite or not above 0.
+        DataError: there is no size or no anchor, or one is not finite or not above 0.
 
     Source: the "Avg IOU" of YOLO9000, table 1.
     """
     _check_sizes(sizes)
+    _check_sizes(anchors, "anchors")
     return shape_iou(sizes, anchors).amax(dim=1).mean().item()
 
 
@@ -129,17 +130,17 @@ def _fill_empty(chosen: Tensor, best: Tensor, count: int) -> None:
             chosen[worst], best[worst] = anchor, 1
 
 
-def _check_sizes(sizes: Tensor) -> None:
+def _check_sizes(sizes: Tensor, name: str = "sizes") -> None:
     if sizes.ndim != 2 or sizes.shape[1] != 2 or len(sizes) == 0:
         raise DataError(
-            f"sizes of boxes are [N, 2], width and height, N at least 1; these are {list(sizes.shape)}. "
+            f"{name} must be [N, 2], width and height, N at least 1, but these are {list(sizes.shape)}. "
             "Give a data set that has boxes."
         )
     wrong = (~(sizes.isfinite() & (sizes > 0)).all(dim=1)).nonzero().flatten().tolist()
     if wrong:
         width, height = sizes[wrong[0]].tolist()
+        more = f", and {len(wrong) - 1} more are wrong" if len(wrong) > 1 else ""
         raise DataError(
-            f"sizes of boxes must be finite and above 0, but sizes[{wrong[0]}] is {width:g} x {height:g}"
-            f"{f', and {len(wrong) - 1} more are wrong' if len(wrong) > 1 else ''}. Leave such boxes out; "
-            "`minidet data check FOLDER` lists those of a data set."
+            f"{name} must be finite and above 0, but {name}[{wrong[0]}] is {width:g} x {height:g}{more}. "
+            "Leave such boxes out; `minidet data check FOLDER` lists those of a data set."
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from minidet.draw.ablation import AblationPanel, AblationRow, draw_ablation
+from minidet.draw.anchors import draw_anchors
 from minidet.draw.curves import draw_curves
 from minidet.draw.encoders import draw_encoders
 from minidet.draw.figure import Drawing, figure_png, save_figure
@@ -32,6 +33,7 @@ __all__ = [
     "colour",
     "describe_detections",
     "draw_ablation",
+    "draw_anchors",
     "draw_curves",
     "draw_detections",
     "draw_encoders",
