@@ -68,15 +68,20 @@ class DensePredictions:
     def at(self, slots: Tensor) -> DensePredictions:
         """The same numbers for some slots of each image, [B, K] int64; the grid's cells and strides are then [B, K]."""
         image = torch.arange(len(slots), device=slots.device)[:, None]
-        return self._each(self.grid.at(slots), lambda values: values[image, slots])
+        return self.map(self.grid.at(slots), lambda values: values[image, slots])
 
     def detach(self) -> DensePredictions:
         """The same numbers, cut off from the computation of gradients."""
-        return self._each(self.grid, Tensor.detach)
+        return self.map(self.grid, Tensor.detach)
 
-    def _each(self, grid: Grid, change: Callable[[Tensor], Tensor]) -> DensePredictions:
-        fields = (self.raw_boxes, self.boxes, self.class_logits, self.object_logits, self.selector_logits)
-        return DensePredictions(grid, *(None if values is None else change(values) for values in fields))
+    def map(self, grid: Grid, change: Callable[[Tensor], Tensor]) -> DensePredictions:
+        """The same for another grid, with every tensor changed."""
+        return DensePredictions(grid, *(None if values is None else change(values) for values in self.tensors))
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """All numbers, in the order of the attributes."""
+        return self.raw_boxes, self.boxes, self.class_logits, self.object_logits, self.selector_logits
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minidet.assign import Assignment, DensePredictions, GroundTruth, Targets, pad_targets
+from minidet.assign import POTO, Assigner, Assignment, DensePredictions, GroundTruth, OneToOne, Targets, pad_targets
 from minidet.data.augment import GREY, RESIZES, fit_geometry
 from minidet.data.augment import resize as resize_image
 from minidet.detectors.detections import Detections
@@ -155,7 +155,16 @@ class Detector(nn.Module):
 
         Args:
             options: of `torch.compile`, such as `backend` or `mode`.
+
+        Raises:
+            MinidetError: an assigner finds its matching on the host, so that no graph can hold the step.
         """
+        for rule in self.assigners:
+            if isinstance(rule, OneToOne | POTO):
+                raise MinidetError(
+                    f"{self.name}: {type(rule).__name__} finds its matching on the host (scipy), so a training step is "
+                    "no single graph. Train without compiling, or choose another assigner."
+                )
         self._learn = torch.compile(type(self).learn, fullgraph=True, **options)
         self._gt_multiple = 16  # a graph is made for each size, or at least for the first ones
 
@@ -179,6 +188,11 @@ class Detector(nn.Module):
                 f"{self.name}: input_hw is {tuple(input_hw)}; a side has {LARGEST_INPUT:,} pixels at most"
             )
         self.input_hw: tuple[int, int] = (int(input_hw[0]), int(input_hw[1]))
+
+    @property
+    def assigners(self) -> tuple[Assigner, ...]:
+        """The rules that decide in training who learns what."""
+        return (self.config.assigner,)
 
     @property
     def device(self) -> torch.device:

@@ -110,6 +110,11 @@ class YOLOX(Detector):
             "pixel_std", torch.tensor(config.pixel_std).view(3, 1, 1) if normalised else None, persistent=False
         )
 
+    @property
+    def assigners(self) -> tuple[Assigner, ...]:
+        own = self.config.assigner
+        return (own, self.config.selector_assigner) if self.config.nms_free else (own,)
+
     def features_of(self, x: Tensor) -> dict[str, Tensor]:
         if self.pixel_mean is not None:
             x = (x - self.pixel_mean) / self.pixel_std

@@ -408,9 +408,7 @@ def _on_host(dense: DensePredictions) -> DensePredictions:
     grid = dense.grid
     anchors = None if grid.anchors is None else grid.anchors.cpu()
     here = type(grid)(grid.cells.cpu(), grid.strides.cpu(), grid.level_shapes, anchors, grid.anchors_per_cell)
-    tensors = (dense.raw_boxes, dense.boxes, dense.class_logits)
-    objects = None if dense.object_logits is None else dense.object_logits.cpu()
-    return DensePredictions(here, *(tensor.cpu() for tensor in tensors), objects)
+    return dense.map(here, torch.Tensor.cpu)
 
 
 def _count(number: int, noun: str) -> str:

@@ -13,7 +13,9 @@ from minidet.assign import (
     ATSS,
     BACKGROUND,
     IGNORED,
+    POTO,
     Assignment,
+    BestAnchor,
     CentreSampling,
     DensePredictions,
     MaxIoU,
@@ -33,7 +35,9 @@ STRATEGIES = {
     "ATSS": ATSS(),
     "centre, 1 cell": CentreSampling(),
     "centre, 3x3": CentreSampling(radius=1.5),
+    "best anchor": BestAnchor(),
     "one to one": OneToOne(),
+    "POTO": POTO(),
     "uniform": UniformMatching(),
     "uniform, k=8": UniformMatching(k=8, min_anchor_iou=0.1),
     "uniform, anchors only": UniformMatching(sources=("anchors",)),
@@ -44,6 +48,16 @@ H, W = 192, 256
 GRIDS = {
     "without anchors": make_grid([(24, 32), (12, 16), (6, 8)], (8, 16, 32)),
     "five anchors a cell": make_grid([(12, 16)], (16,), anchor_sizes=[(16, 32, 64, 128, 256)]),
+    "three anchors on each of three levels": make_grid(
+        [(24, 32), (12, 16), (6, 8)],
+        (8, 16, 32),
+        anchor_sizes=[
+            ((10, 14), (16, 30), (34, 24)),
+            ((30, 60), (62, 46), (60, 118)),
+            ((116, 90), (156, 198), (180, 180)),
+        ],
+        anchor_offset=0.5,
+    ),
 }
 STEP = 32  # pixels: one stride of the coarsest level without anchors, two of the level with them
 
@@ -159,6 +173,15 @@ def check_counts(assigner, grid: Grid, trace, matched_gt: torch.Tensor, num_gt: 
         cells = 1 if assigner.radius is None else 9
         assert (trace["candidates"].sum(dim=1) <= cells).all()
         assert trace["candidates"][gt, slot].all()
+    elif isinstance(assigner, BestAnchor):
+        assert (trace["candidates"].sum(dim=1) <= 1).all()
+        assert trace["candidates"][gt, slot].all()
+        ignored = trace["best_iou"][(matched_gt == IGNORED)]
+        assert (ignored > assigner.ignore_iou).all()
+    elif isinstance(assigner, POTO):
+        assert (trace["taken"].sum(dim=0) <= 1).all()
+        assert (trace["taken"].sum(dim=1) <= 1).all()
+        assert not (trace["taken"] & ~trace["free"]).any()
     elif isinstance(assigner, OneToOne):
         assert (trace["taken"].sum(dim=0) <= 1).all()
         assert (trace["taken"].sum(dim=1) <= 1).all()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import minidet
-from minidet.assign import ATSS, CentreSampling, MaxIoU, OneToOne, SimOTA, UniformMatching
+from minidet.assign import ATSS, POTO, BestAnchor, CentreSampling, MaxIoU, OneToOne, SimOTA, UniformMatching
 
 ASSIGNERS = [
     SimOTA(),
@@ -17,6 +17,10 @@ ASSIGNERS = [
     ATSS(candidates=15),
     CentreSampling(),
     CentreSampling(radius=1.5, level_limit=3.0),
+    BestAnchor(),
+    BestAnchor(ignore_iou=0.5),
+    POTO(),
+    POTO(alpha=0.5, radius=2.5),
     OneToOne(),
     OneToOne(class_weight=1.0, l1_weight=2.0),
     UniformMatching(),

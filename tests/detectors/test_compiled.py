@@ -10,6 +10,7 @@ import torch
 import minidet
 from minidet.assign import (
     ATSS,
+    BestAnchor,
     CentreSampling,
     DensePredictions,
     MaxIoU,
@@ -28,6 +29,7 @@ RULES = [
     SimOTA.published(),
     UniformMatching(min_anchor_iou=0),
     MaxIoU(),
+    BestAnchor(),
     ATSS(),
     CentreSampling(),
     CentreSampling(radius=1.5),
