@@ -21,7 +21,7 @@ import torch
 import tyro
 from tyro.conf import Positional, arg, subcommand
 
-from minidet.assign import ATSS, Assigner, CentreSampling, MaxIoU, OneToOne, SimOTA, UniformMatching
+from minidet.assign import ATSS, OTA, Assigner, CentreSampling, MaxIoU, OneToOne, SimOTA, UniformMatching
 from minidet.bench.parts import PARTS, PartName, Setting, bench
 from minidet.data.check import check_dataset, format_faults
 from minidet.data.coco import CocoDataset, load_split
@@ -61,6 +61,7 @@ ASSIGNERS: dict[str, Assigner] = {
     "centre": CentreSampling(),
     "centre-3x3": CentreSampling(radius=1.5),
     "one-to-one": OneToOne(),
+    "ota": OTA(),
 }
 AssignerName = Literal[tuple(ASSIGNERS)]  # type: ignore[valid-type]
 FamilyName = Literal[tuple(FAMILIES)]  # type: ignore[valid-type]

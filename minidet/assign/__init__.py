@@ -17,6 +17,7 @@ from minidet.assign.base import (
 from minidet.assign.centre import CentreSampling
 from minidet.assign.max_iou import MaxIoU
 from minidet.assign.one_to_one import OneToOne
+from minidet.assign.ota import OTA
 from minidet.assign.simota import SimOTA
 from minidet.assign.uniform import UniformMatching
 
@@ -24,6 +25,7 @@ __all__ = [
     "ATSS",
     "BACKGROUND",
     "IGNORED",
+    "OTA",
     "Assigner",
     "Assignment",
     "CentreSampling",

@@ -15,14 +15,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as tensors_to_bytes
 
-from minidet.assign import ATSS, CentreSampling, MaxIoU, OneToOne, SimOTA, UniformMatching
+from minidet.assign import ATSS, OTA, CentreSampling, MaxIoU, OneToOne, SimOTA, UniformMatching
 from minidet.detectors.detector import Detector
 from minidet.detectors.tensor_files import what_it_is
 from minidet.detectors.zoo import create_model, model_card
 from minidet.errors import MinidetError, WeightsError
 from minidet.files import atomic_write
 
-ASSIGNERS = {kind.__name__: kind for kind in (ATSS, CentreSampling, MaxIoU, OneToOne, SimOTA, UniformMatching)}
+ASSIGNERS = {kind.__name__: kind for kind in (ATSS, CentreSampling, MaxIoU, OneToOne, OTA, SimOTA, UniformMatching)}
 
 
 def model_description(model: Detector) -> dict[str, Any]:

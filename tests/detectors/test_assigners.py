@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import minidet
-from minidet.assign import ATSS, CentreSampling, MaxIoU, OneToOne, SimOTA, UniformMatching
+from minidet.assign import ATSS, OTA, CentreSampling, MaxIoU, OneToOne, SimOTA, UniformMatching
 
 ASSIGNERS = [
     SimOTA(),
@@ -19,6 +19,8 @@ ASSIGNERS = [
     CentreSampling(radius=1.5, level_limit=3.0),
     OneToOne(),
     OneToOne(class_weight=1.0, l1_weight=2.0),
+    OTA(),
+    OTA(epsilon=0.5, iterations=20, solver="exact"),
     UniformMatching(),
     UniformMatching(k=8, min_anchor_iou=0.1, sources=("anchors",)),
 ]

@@ -10,6 +10,7 @@ import torch
 import minidet
 from minidet.assign import (
     ATSS,
+    OTA,
     CentreSampling,
     DensePredictions,
     MaxIoU,
@@ -26,6 +27,7 @@ STEPS = [
 RULES = [
     SimOTA(),
     SimOTA.published(),
+    OTA(iterations=5),
     UniformMatching(min_anchor_iou=0),
     MaxIoU(),
     ATSS(),
