@@ -251,9 +251,9 @@ def _linear_program(costs: Tensor, supply: Tensor, demand: Tensor) -> Tensor:
     way, ones = np.arange(len(row)), np.ones(2 * len(row))
     sums = np.concatenate([row, len(supply) + column]), np.concatenate([way, way])  # each way is in two of them
     solution = linprog(
-        costs[row, column],
+        costs[row, column].numpy(),
         A_eq=csr_array((ones, sums), shape=(len(supply) + len(demand), len(row))),
-        b_eq=torch.cat([supply, demand]),
+        b_eq=torch.cat([supply, demand]).numpy(),
     )
     if not solution.success:
         raise MinidetError(f"exact_plan: no plan meets all supplies and demands ({solution.message})")
