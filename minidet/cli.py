@@ -23,6 +23,7 @@ from tyro.conf import Positional, arg, subcommand
 
 from minidet.assign import (
     ATSS,
+    OTA,
     POTO,
     Assigner,
     BestAnchor,
@@ -76,6 +77,7 @@ ASSIGNERS: dict[str, Assigner] = {
     "best-anchor": BestAnchor(),
     "one-to-one": OneToOne(),
     "poto": POTO(),
+    "ota": OTA(),
 }
 RungName = Literal[tuple(roadmap((640, 640)))]  # type: ignore[valid-type]
 AssignerName = Literal[tuple(ASSIGNERS)]  # type: ignore[valid-type]

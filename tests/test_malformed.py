@@ -26,7 +26,7 @@ from PIL import Image
 from safetensors.torch import save as tensors_to_bytes
 
 import minidet
-from minidet.assign import ATSS, CentreSampling, MaxIoU, OneToOne, SimOTA, UniformMatching
+from minidet.assign import ATSS, OTA, CentreSampling, MaxIoU, OneToOne, SimOTA, UniformMatching
 from minidet.cli import change_recipe, main
 from minidet.data.archive import unpack
 from minidet.data.augment import Augmentation
@@ -837,6 +837,9 @@ for kind, changes, words in [
     (ATSS, {"candidates": "9"}, ("ATSS: candidates is '9'",)),
     (CentreSampling, {"radius": 0}, ("radius is 0", "at least 0.5")),
     (OneToOne, {"class_weight": NAN}, ("class_weight is nan",)),
+    (OTA, {"epsilon": 0}, ("OTA: epsilon is 0",)),
+    (OTA, {"iterations": 0}, ("OTA: iterations is 0",)),
+    (OTA, {"solver": "greedy"}, ("OTA: solver is 'greedy'", "'sinkhorn' or 'exact'")),
 ]:
     case("settings", f"{kind.__name__}({changes})", lambda _, kind=kind, changes=changes: kind(**changes), *words)
 for field, value, words in [

@@ -19,6 +19,7 @@ from minidet.assign.best_anchor import BestAnchor
 from minidet.assign.centre import CentreSampling
 from minidet.assign.max_iou import MaxIoU
 from minidet.assign.one_to_one import OneToOne
+from minidet.assign.ota import OTA
 from minidet.assign.poto import POTO
 from minidet.assign.simota import SimOTA
 from minidet.assign.uniform import UniformMatching
@@ -27,6 +28,7 @@ __all__ = [
     "ATSS",
     "BACKGROUND",
     "IGNORED",
+    "OTA",
     "POTO",
     "Assigner",
     "Assignment",

@@ -91,12 +91,7 @@ class SimOTA:
         wanted, exists = cheapest(costs, k, self.max_k)  # [B, G, at most max_k]
         owner, times = owners(wanted, exists, costs)  # [B, K], BACKGROUND where nobody wants the slot
 
-        # Back from the K candidates to all A slots. What fills up is written into a column too many.
-        batch, count = predictions.boxes.shape[:2]
-        column = torch.where(valid, slots, count)
-        matched_gt = torch.full((batch, count + 1), BACKGROUND, device=slots.device).scatter(1, column, owner)[:, :-1]
-        overlap = ious.gather(1, owner.clamp(min=0)[:, None])[:, 0] * (owner >= 0)  # [B, K]
-        quality = torch.zeros(batch, count + 1, device=slots.device).scatter(1, column, overlap)[:, :-1]
+        matched_gt, quality = to_all_slots(owner, ious, slots, valid, len(grid))
         pairs = pairs_of(matched_gt, most=min(gt.boxes.shape[1] * self.max_k, slots.shape[1]))
         traces = None
         if trace:
@@ -110,7 +105,7 @@ class SimOTA:
                     "conflicts": slots[i, valid[i] & (times[i] > 1)],
                     "taken": owner[i, valid[i]] == torch.arange(gt.counts[i], device=slots.device)[:, None],
                 }
-                for i in range(batch)
+                for i in range(len(gt))
             )
         return Assignment(matched_gt, quality, pairs, pairs, gt, traces)
 
@@ -119,15 +114,11 @@ class SimOTA:
 
         K is the number of slots that the objects' centre squares can hold, or A where boxes count too.
         """
-        slots, inside = slots_around(grid, gt.boxes, self.radius)  # [B, G, N]
-        near = inside & gt.real[..., None]
-        column = torch.where(near, slots, len(grid)).flatten(1)  # what is outside goes into a column too many
-        is_candidate = torch.zeros(len(slots), len(grid) + 1, dtype=torch.bool, device=slots.device)
-        is_candidate = is_candidate.scatter(1, column, True)[:, :-1]  # [B, A]
+        near, most = near_any_centre(grid, gt, self.radius)
         if self.box_candidates:
             in_box = inside_box(grid.centers, gt.boxes) & gt.real[..., None]  # [B, G, A]
-            return places_of_true(is_candidate | in_box.any(dim=1), len(grid))
-        return places_of_true(is_candidate, min(column.shape[1], len(grid)))
+            return places_of_true(near | in_box.any(dim=1), len(grid))
+        return places_of_true(near, most)
 
     def free_pairs(self, grid: Grid, gt_boxes: Tensor) -> Tensor:
         """Which pairs are free of the penalty.
@@ -141,6 +132,21 @@ class SimOTA:
         """
         free = centre_candidates(grid.centers, grid.strides, gt_boxes, self.radius)
         return free & inside_box(grid.centers, gt_boxes) if self.box_candidates else free
+
+
+def near_any_centre(grid: Grid, gt: GroundTruth, radius: float) -> tuple[Tensor, int]:
+    """The slots near the centre of any object of their image: [B, A] bool, and how many of an image can be at most.
+
+    Args:
+        grid: all slots.
+        gt: the objects.
+        radius: half the side of the centre square, in strides.
+    """
+    slots, inside = slots_around(grid, gt.boxes, radius)  # [B, G, N]
+    near = inside & gt.real[..., None]
+    column = torch.where(near, slots, len(grid)).flatten(1)  # what is outside goes into a column too many
+    is_near = torch.zeros(len(slots), len(grid) + 1, dtype=torch.bool, device=slots.device)
+    return is_near.scatter(1, column, True)[:, :-1], min(column.shape[1], len(grid))
 
 
 def slots_around(grid: Grid, gt_boxes: Tensor, radius: float) -> tuple[Tensor, Tensor]:
@@ -218,14 +224,22 @@ def class_cost(class_logits: Tensor, object_logits: Tensor | None, gt_labels: Te
     Returns:
         [B, G, K] float.
     """
+    return class_and_background_cost(class_logits, object_logits, gt_labels)[0]
+
+
+def class_and_background_cost(
+    class_logits: Tensor, object_logits: Tensor | None, gt_labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`class_cost` [B, G, K], and beside it what "nothing at all" costs at each slot, [B, K]."""
     score = class_logits.transpose(1, 2).contiguous().sigmoid_()  # [B, C, K]
     if object_logits is not None:
         score = score.mul_(object_logits.sigmoid()[:, None]).sqrt_()
     log_present = score.log().clamp_(min=-100)
     log_absent = score.neg_().log1p_().clamp_(min=-100)
     image = torch.arange(len(score), device=score.device)[:, None]
+    nothing = log_absent.sum(dim=1).neg_()  # [B, K]
     correction = log_present.neg_().add_(log_absent)[image, gt_labels]  # [B, G, K]
-    return correction.sub_(log_absent.sum(dim=1)[:, None])
+    return correction.add_(nothing[:, None]), nothing
 
 
 def dynamic_k(ious: Tensor, max_k: int, candidates: Tensor) -> Tensor:
@@ -279,3 +293,23 @@ def owners(wanted: Tensor, exists: Tensor, costs: Tensor) -> tuple[Tensor, Tenso
     wanter = empty.scatter_reduce(1, place, object_of, "amax")[:, :-1]
     times = torch.zeros_like(empty).scatter_add(1, place, torch.ones_like(place))[:, :-1]
     return torch.where(times > 1, costs.argmin(dim=1), wanter), times
+
+
+def to_all_slots(owner: Tensor, ious: Tensor, slots: Tensor, valid: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Back from the K candidates of each image to all A slots.
+
+    Args:
+        owner: [B, K] int64, the object that gets each candidate, or BACKGROUND.
+        ious: [B, G, K] float.
+        slots: [B, K] int64, which slot each candidate is.
+        valid: [B, K] bool, which of them do not only fill up.
+        count: A.
+
+    Returns:
+        [B, A] int64 matched objects and [B, A] float IoUs with them, BACKGROUND and 0 elsewhere.
+    """
+    column = torch.where(valid, slots, count)  # what fills up is written into a column too many
+    matched_gt = torch.full((len(slots), count + 1), BACKGROUND, device=slots.device).scatter(1, column, owner)[:, :-1]
+    overlap = ious.gather(1, owner.clamp(min=0)[:, None])[:, 0] * (owner >= 0)  # [B, K]
+    quality = torch.zeros(len(slots), count + 1, device=slots.device).scatter(1, column, overlap)[:, :-1]
+    return matched_gt, quality

@@ -17,6 +17,7 @@ from safetensors.torch import save as tensors_to_bytes
 
 from minidet.assign import (
     ATSS,
+    OTA,
     POTO,
     Assigner,
     BestAnchor,
@@ -35,7 +36,8 @@ from minidet.errors import MinidetError, WeightsError
 from minidet.files import atomic_write
 
 ASSIGNERS = {
-    kind.__name__: kind for kind in (ATSS, BestAnchor, CentreSampling, MaxIoU, OneToOne, POTO, SimOTA, UniformMatching)
+    kind.__name__: kind
+    for kind in (ATSS, BestAnchor, CentreSampling, MaxIoU, OneToOne, OTA, POTO, SimOTA, UniformMatching)
 }
 
 

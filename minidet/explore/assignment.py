@@ -17,6 +17,7 @@ import torch
 from minidet.assign import (
     ATSS,
     IGNORED,
+    OTA,
     Assigner,
     Assignment,
     CentreSampling,
@@ -381,7 +382,7 @@ def sizes_of(boxes: np.ndarray, counts: np.ndarray) -> list[dict[str, Any]]:
 def usual_rules(model: Detector) -> tuple[Assigner, ...]:
     """All strategies: the model's own first, then the others as they are by default."""
     own = model.config.assigner
-    others = [kind() for kind in (SimOTA, UniformMatching, MaxIoU, ATSS, CentreSampling, OneToOne)]
+    others = [kind() for kind in (SimOTA, UniformMatching, MaxIoU, ATSS, CentreSampling, OneToOne, OTA)]
     return (own, *(rule for rule in others if type(rule) is not type(own)))
 
 

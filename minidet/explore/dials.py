@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from minidet.assign import ATSS, Assigner, CentreSampling, MaxIoU, OneToOne, SimOTA, UniformMatching
+from minidet.assign import ATSS, OTA, Assigner, CentreSampling, MaxIoU, OneToOne, SimOTA, UniformMatching
 from minidet.errors import MinidetError
 
 
@@ -76,6 +76,14 @@ DIALS: dict[type, tuple[Dial, ...]] = {
         Dial("l1_weight", "weight of the L1 distance", _WEIGHTS),
         Dial("giou_weight", "weight of −GIoU", _WEIGHTS),
     ),
+    OTA: (
+        Dial("radius", "radius of the centre square, strides", _steps(0.5, 5, 0.25)),
+        Dial("iou_weight", "weight of −log IoU", _WEIGHTS),
+        Dial("max_k", "IoUs that are summed for k", _WHOLE),
+        Dial("epsilon", "epsilon, how much the plan is spread", (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)),
+        Dial("iterations", "iterations of Sinkhorn-Knopp", (1, 2, 5, 10, 20, 50, 100, 200, 500)),
+        Dial("solver", "solver", ("sinkhorn", "exact")),
+    ),
 }
 
 
@@ -137,6 +145,8 @@ def _with(dial: Dial, value: Any) -> Dial:
 def _text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, str):
+        return value
     if isinstance(value, tuple):
         return " and ".join(value)
     if value is None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from minidet.assign import (
     ATSS,
     IGNORED,
+    OTA,
     Assigner,
     Assignment,
     CentreSampling,
@@ -126,7 +127,7 @@ def claims_of(rule: Assigner, trace: dict[str, Tensor]) -> tuple[np.ndarray, np.
     """
     if isinstance(rule, UniformMatching):
         return trace["pair_slot"].numpy(), trace["pair_gt"].numpy()
-    if isinstance(rule, SimOTA | ATSS):
+    if isinstance(rule, SimOTA | OTA | ATSS):
         gt, column = np.nonzero(trace["wanted"].numpy())
         candidates = trace["candidates"].numpy()
         return (candidates[gt, column] if candidates.ndim == 2 else candidates[column]), gt
@@ -174,7 +175,7 @@ def _conflict_table(case: Case) -> tuple[Sequence[str], list[list[Any]]]:
 
 def _bid(case: Case, gt: int, slot: int) -> str:
     """An object that wants a slot, with the number that decides where there is one."""
-    if isinstance(case.rule, SimOTA):
+    if isinstance(case.rule, SimOTA | OTA):
         return f"{case.names[gt]} ({case.trace['cost'][gt, column_of(case.trace['candidates'], slot)]:.2f})"
     if isinstance(case.rule, MaxIoU):
         return f"{case.names[gt]} ({case.trace['iou'][gt, slot]:.2f})"
@@ -206,9 +207,14 @@ def simota_candidates(case: Case) -> tuple[Marks, Explanation]:
     levels = [f"{np.count_nonzero(strides[own] == stride)} on stride {stride:g}" for stride in np.unique(strides)]
     text = (
         f"{len(candidates)} of {len(strides)} slots are candidates of some object, all others are background at once. "
-        f"Object {case.names[case.selected]} has {len(own)} without penalty: {', '.join(levels)}."
+        f"Object {case.names[case.selected]} has {len(own)} {_own(case.rule)}: {', '.join(levels)}."
     )
     return Marks.joined(marks), Explanation(text)
+
+
+def _own(rule: Assigner) -> str:
+    """What an object has in its own centre square, in words."""
+    return "without penalty" if isinstance(rule, SimOTA) else "of its own"
 
 
 def simota_costs(case: Case) -> tuple[Marks, Explanation]:
@@ -228,9 +234,10 @@ def simota_costs(case: Case) -> tuple[Marks, Explanation]:
         [case.names[gt], *([_cost_text(value), _share(value, low, high)] for value in line.tolist())]
         for gt, line in zip([case.selected, *rivals], matrix, strict=False)
     ]
+    outside = f"{case.rule.outside_penalty:,.0f} more" if isinstance(case.rule, SimOTA) else "forbidden"
     text = (
-        f"Cost = class cost + {case.rule.iou_weight:g} × (−log IoU), and {case.rule.outside_penalty:,.0f} more outside "
-        f"the region. The {len(shown)} cheapest slots of object {case.names[case.selected]}, and what they cost others:"
+        f"Cost = class cost + {case.rule.iou_weight:g} × (−log IoU), and {outside} outside the region. "
+        f"The {len(shown)} cheapest slots of object {case.names[case.selected]}, and what they cost others:"
     )
     return marks, Explanation(text, ["object", *map(str, candidates[shown].tolist())], rows)
 
@@ -271,6 +278,29 @@ def simota_conflicts(case: Case) -> tuple[Marks, Explanation]:
     else:
         text += "No slot is taken twice."
     return Marks.joined(marks), Explanation(text, *_conflict_table(case))
+
+
+# ---- OTA ------------------------------------------------------------------------------------------------------------
+
+
+def ota_plan(case: Case) -> tuple[Marks, Explanation]:
+    """Step 4: how all labels are carried to slots at once."""
+    if case.selected is None:
+        return Marks.of(OTHER, np.zeros(0)), Explanation("There is no object, so there is nothing to carry.")
+    candidates, plan = case.trace["candidates"].numpy(), case.trace["plan"].numpy().clip(0, 1)
+    own = np.flatnonzero(case.trace["free"][case.selected].numpy())
+    own = own[np.argsort(-plan[case.selected, own], kind="stable")]
+    marks = Marks.of(HEATED, candidates[own], case.selected, np.round(WORST * (1 - plan[case.selected, own])))
+    shown = own[:COLUMNS]
+    rivals = [gt for gt in np.flatnonzero((plan[:-1, shown] > 0.005).any(axis=1)).tolist() if gt != case.selected]
+    lines = [*((case.names[gt], plan[gt]) for gt in [case.selected, *rivals][: ROWS - 1]), ("background", plan[-1])]
+    rows = [[name, *([f"{share:.2f}", 1 - share] for share in line[shown].tolist())] for name, line in lines]
+    text = (
+        "All objects and the background share out the slots in one plan. "
+        f"Object {case.names[case.selected]} has {int(case.trace['dynamic_k'][case.selected])} to give and sends "
+        f"{plan[case.selected].sum():.2f}; a slot goes to whoever has the largest share of it."
+    )
+    return marks, Explanation(text, ["share of", *map(str, candidates[shown].tolist())], rows)
 
 
 # ---- uniform matching -----------------------------------------------------------------------------------------------
@@ -348,6 +378,13 @@ STEPS: dict[type, tuple[tuple[str, Step], ...]] = {
         ("Conflicts", simota_conflicts),
         ("Result", result),
     ),
+    OTA: (
+        ("Candidates", simota_candidates),
+        ("Costs", simota_costs),
+        ("Dynamic k", simota_dynamic_k),
+        ("Plan", ota_plan),
+        ("Result", result),
+    ),
     UniformMatching: (
         ("Distances", uniform_distances),
         ("Nearest k", uniform_nearest),
@@ -401,6 +438,21 @@ def slot_numbers(case: Case, slot: int) -> tuple[str, list[str], list[list[Any]]
                 "wants it": (case.trace["wanted"][:, place], "yes"),
             }
             order = cost
+    elif isinstance(case.rule, OTA):
+        place = column_of(case.trace["candidates"], slot)
+        if place is None:
+            text += " It is no candidate."
+        else:
+            text += f" As background it costs {case.trace['background_cost'][place]:.2f}."
+            columns = {
+                "class cost": (case.trace["class_cost"][:, place], ".2f"),
+                "IoU": (case.trace["iou"][:, place], ".2f"),
+                "allowed": (case.trace["free"][:, place], "yes"),
+                "cost": (case.trace["cost"][:, place], ",.2f"),
+                "k": (case.trace["dynamic_k"], "d"),
+                "share": (case.trace["plan"][:-1, place], ".2f"),
+            }
+            order = case.trace["cost"][:, place]
     elif isinstance(case.rule, UniformMatching):
         predicted, anchors = case.trace["pred_distance"], case.trace["anchor_distance"]
         columns = {

@@ -9,7 +9,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from minidet.assign import POTO, MaxIoU, SimOTA
+from minidet.assign import OTA, POTO, MaxIoU, SimOTA
 from minidet.data.augment import Augmentation
 from minidet.detectors.roadmap import Anchors, Published, roadmap
 
@@ -137,6 +137,7 @@ def yolox_ablations(input_hw: tuple[int, int], anchors: Anchors | None = None) -
                 renamed("anchor-free", "the centre's cell", 42.9),
                 renamed("multi-positives", "3 x 3 cells", 45.0),
                 renamed("simota", "SimOTA", 47.3),
+                Cell("ota", "OTA (Sinkhorn)", {"assigner": OTA()}, recipe={"augmentation": None}),
             ),
             source="The paper's: Table 2 of arXiv 2107.08430, Darknet-53 on COCO val2017; it gives no AP for OTA.",
         ),

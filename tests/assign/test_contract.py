@@ -13,6 +13,7 @@ from minidet.assign import (
     ATSS,
     BACKGROUND,
     IGNORED,
+    OTA,
     POTO,
     Assignment,
     BestAnchor,
@@ -38,6 +39,8 @@ STRATEGIES = {
     "best anchor": BestAnchor(),
     "one to one": OneToOne(),
     "POTO": POTO(),
+    "OTA": OTA(),
+    "OTA, exact": OTA(solver="exact"),
     "uniform": UniformMatching(),
     "uniform, k=8": UniformMatching(k=8, min_anchor_iou=0.1),
     "uniform, anchors only": UniformMatching(sources=("anchors",)),
@@ -162,6 +165,13 @@ def check_counts(assigner, grid: Grid, trace, matched_gt: torch.Tensor, num_gt: 
         assert (trace["dynamic_k"] <= len(trace["candidates"])).all()
         assert (trace["taken"].sum(dim=0) <= 1).all()
         assert torch.isin(slot, trace["candidates"]).all()
+    elif isinstance(assigner, OTA):
+        assert (trace["dynamic_k"] <= trace["free"].sum(dim=1)).all()
+        assert (trace["taken"].sum(dim=0) <= 1).all()
+        assert (trace["free"] | ~trace["taken"]).all()
+        assert torch.isin(slot, trace["candidates"]).all()
+        if assigner.solver == "exact":
+            assert (trace["taken"].sum(dim=1) <= trace["dynamic_k"]).all()
     elif isinstance(assigner, MaxIoU):
         assert (trace["iou"][gt, slot] > 0).all()
         assert (trace["iou"][gt, slot] == trace["best_iou"][slot]).all()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import minidet
-from minidet.assign import ATSS, POTO, BestAnchor, CentreSampling, MaxIoU, OneToOne, SimOTA, UniformMatching
+from minidet.assign import ATSS, OTA, POTO, BestAnchor, CentreSampling, MaxIoU, OneToOne, SimOTA, UniformMatching
 
 ASSIGNERS = [
     SimOTA(),
@@ -23,6 +23,8 @@ ASSIGNERS = [
     POTO(alpha=0.5, radius=2.5),
     OneToOne(),
     OneToOne(class_weight=1.0, l1_weight=2.0),
+    OTA(),
+    OTA(epsilon=0.5, iterations=20, solver="exact"),
     UniformMatching(),
     UniformMatching(k=8, min_anchor_iou=0.1, sources=("anchors",)),
 ]

@@ -10,6 +10,7 @@ import torch
 import minidet
 from minidet.assign import (
     ATSS,
+    OTA,
     BestAnchor,
     CentreSampling,
     DensePredictions,
@@ -27,6 +28,7 @@ STEPS = [
 RULES = [
     SimOTA(),
     SimOTA.published(),
+    OTA(iterations=5),
     UniformMatching(min_anchor_iou=0),
     MaxIoU(),
     BestAnchor(),

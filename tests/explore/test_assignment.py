@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import minidet
-from minidet.assign import ATSS, IGNORED, CentreSampling, MaxIoU, OneToOne, SimOTA, UniformMatching
+from minidet.assign import ATSS, IGNORED, OTA, CentreSampling, MaxIoU, OneToOne, SimOTA, UniformMatching
 from minidet.boxes import pairwise_iou
 from minidet.data.shapes import draw_scene
 from minidet.draw import figure_png
@@ -21,7 +21,7 @@ from minidet.explore.assignment import AssignmentBench, State, sizes_of
 from minidet.explore.pictures import read_pictures, tidy_boxes
 from minidet.explore.steps import claims_of, steps_of
 
-RULES = (SimOTA(), UniformMatching(), MaxIoU(), ATSS(), CentreSampling(radius=1.5), OneToOne())
+RULES = (SimOTA(), UniformMatching(), MaxIoU(), ATSS(), CentreSampling(radius=1.5), OneToOne(), OTA())
 
 
 def only(bench: AssignmentBench, rule: int = 0, model: int = 0, **changes) -> State:
@@ -236,6 +236,10 @@ def test_the_numbers_behind_a_slot_are_those_of_the_trace(rule, nano, scene_of):
         assert shown["rank"] == [str(rank) for rank in ranks]
     elif isinstance(rule, UniformMatching):
         assert shown["distance of the prediction"] == [f"{float(x):.0f}" for x in trace["pred_distance"][gts, slot]]
+    elif isinstance(rule, OTA):
+        column = trace["candidates"].tolist().index(slot)
+        assert shown["cost"] == [f"{float(x):,.2f}" for x in trace["cost"][gts, column]]
+        assert shown["share"] == [f"{float(x):.2f}" for x in trace["plan"][gts, column]]
     elif isinstance(rule, OneToOne):
         assert shown["cost"] == [f"{float(x):.2f}" for x in trace["cost"][gts, slot]]
         assert shown["rank"][0] == "1"
