@@ -14,8 +14,8 @@ from PIL import Image
 from torchvision.models import resnet18
 
 import minidet
-from minidet.assign import ATSS
-from minidet.cli import Train, change_recipe, find_images, main, picture_names
+from minidet.assign import ATSS, BestAnchor, SimOTA
+from minidet.cli import Train, change_recipe, find_anchors, find_images, main, picture_names
 from minidet.data.coco import load_split
 from minidet.errors import MinidetError
 from minidet.files import read_json
@@ -125,6 +125,18 @@ def test_a_yolox_can_have_yolov3s_head_and_a_yolof_cannot(shapes):
     assert Train(shapes).make_model(data).config.head == "decoupled"
     with pytest.raises(MinidetError, match="yolof-r18-c5 has no setting 'head'"):
         Train(shapes, model="yolof-r18-c5", head="coupled").make_model(data)
+
+
+def test_a_yolox_can_stand_on_a_rung_of_the_road_map_and_a_yolof_cannot(shapes):
+    data = load_split(shapes, "train")
+    model = Train(shapes, rung="baseline", input_size=(64, 96)).make_model(data)
+    assert (model.config.head, model.config.assigner) == ("coupled", BestAnchor())
+    assert model.config.anchors == find_anchors(data, (64, 96))
+    other = Train(shapes, rung="baseline", head="decoupled", assigner="simota", input_size=(64, 96)).make_model(data)
+    assert (other.config.head, other.config.assigner, len(other.config.anchors)) == ("decoupled", SimOTA(), 9)
+    assert Train(shapes, rung="nms-free").make_model(data).config.nms_free
+    with pytest.raises(MinidetError, match="--rung baseline: .* yolof-r18-c5 is none"):
+        Train(shapes, model="yolof-r18-c5", rung="baseline").make_model(data)
 
 
 def test_imagenet_weights_are_refused_for_a_model_without_a_resnet(shapes, tmp_path, capsys):

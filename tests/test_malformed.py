@@ -26,7 +26,7 @@ from PIL import Image
 from safetensors.torch import save as tensors_to_bytes
 
 import minidet
-from minidet.assign import ATSS, OTA, CentreSampling, MaxIoU, OneToOne, SimOTA, UniformMatching
+from minidet.assign import ATSS, OTA, POTO, BestAnchor, CentreSampling, MaxIoU, OneToOne, SimOTA, UniformMatching
 from minidet.cli import change_recipe, main
 from minidet.data.archive import unpack
 from minidet.data.augment import Augmentation
@@ -818,6 +818,11 @@ for name, changes, words in [
     ("yolof-r18-c5", {"class_convs": -1}, ("class_convs is -1",)),
     ("yolof-r18-c5", {"focal_alpha": 2}, ("focal_alpha is 2",)),
     ("yolof-r18-c5", {"frozen_stages": 9}, ("frozen_stages", "9")),
+    ("yolox-nano", {"anchors": ((10, 10), (20, 20))}, ("anchors are ((10, 10), (20, 20))", "a multiple of 3")),
+    ("yolox-nano", {"anchors": (10, 20, 30)}, ("anchors is (10, 20, 30)", "groups of 2 finite numbers")),
+    ("yolox-nano", {"anchors": ((10, 0),) * 3}, ("above 0",)),
+    ("yolox-nano", {"nms_free": "yes"}, ("nms_free is 'yes'", "true or false")),
+    ("yolox-nano", {"selector_assigner": "poto"}, ("selector_assigner is 'poto'",)),
     ("yolof-r18-c5", {"resize": "crop"}, ("'crop' is not known", "letterbox")),
     ("yolof-r18-c5", {"candidates": 0}, ("candidates is 0",)),
     ("yolox_s", {}, ("no model 'yolox_s'", "Did you mean 'yolox-s'?")),
@@ -837,6 +842,9 @@ for kind, changes, words in [
     (ATSS, {"candidates": "9"}, ("ATSS: candidates is '9'",)),
     (CentreSampling, {"radius": 0}, ("radius is 0", "at least 0.5")),
     (OneToOne, {"class_weight": NAN}, ("class_weight is nan",)),
+    (BestAnchor, {"ignore_iou": 2}, ("ignore_iou is 2", "between 0 and 1")),
+    (POTO, {"alpha": "much"}, ("POTO: alpha is 'much'",)),
+    (POTO, {"radius": -1}, ("POTO: radius is -1", "from 0")),
     (OTA, {"epsilon": 0}, ("OTA: epsilon is 0",)),
     (OTA, {"iterations": 0}, ("OTA: iterations is 0",)),
     (OTA, {"solver": "greedy"}, ("OTA: solver is 'greedy'", "'sinkhorn' or 'exact'")),

@@ -18,8 +18,10 @@ from minidet.assign import (
     ATSS,
     IGNORED,
     OTA,
+    POTO,
     Assigner,
     Assignment,
+    BestAnchor,
     CentreSampling,
     DensePredictions,
     MaxIoU,
@@ -382,7 +384,8 @@ def sizes_of(boxes: np.ndarray, counts: np.ndarray) -> list[dict[str, Any]]:
 def usual_rules(model: Detector) -> tuple[Assigner, ...]:
     """All strategies: the model's own first, then the others as they are by default."""
     own = model.config.assigner
-    others = [kind() for kind in (SimOTA, UniformMatching, MaxIoU, ATSS, CentreSampling, OneToOne, OTA)]
+    kinds = (SimOTA, UniformMatching, MaxIoU, ATSS, CentreSampling, OneToOne, OTA, BestAnchor, POTO)
+    others = [kind() for kind in kinds]
     return (own, *(rule for rule in others if type(rule) is not type(own)))
 
 

@@ -7,7 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from minidet.assign import ATSS, OTA, Assigner, CentreSampling, MaxIoU, OneToOne, SimOTA, UniformMatching
+from minidet.assign import (
+    ATSS,
+    OTA,
+    POTO,
+    Assigner,
+    BestAnchor,
+    CentreSampling,
+    MaxIoU,
+    OneToOne,
+    SimOTA,
+    UniformMatching,
+)
 from minidet.errors import MinidetError
 
 
@@ -70,6 +81,11 @@ DIALS: dict[type, tuple[Dial, ...]] = {
         Dial(
             "level_limit", "largest half side on a level, strides", (*map(float, range(1, 11)), 12.0, 16.0, 24.0, 32.0)
         ),
+    ),
+    BestAnchor: (Dial("ignore_iou", "predicted IoU above this: ignored", _ABOVE_0),),
+    POTO: (
+        Dial("alpha", "exponent of the overlap; the score's is the rest", _steps(0, 1, 0.05)),
+        Dial("radius", "radius of the centre square, strides", _steps(0.5, 5, 0.25)),
     ),
     OneToOne: (
         Dial("class_weight", "weight of the class cost", _WEIGHTS),

@@ -15,8 +15,10 @@ from minidet.assign import (
     ATSS,
     IGNORED,
     OTA,
+    POTO,
     Assigner,
     Assignment,
+    BestAnchor,
     CentreSampling,
     DensePredictions,
     MaxIoU,
@@ -131,7 +133,7 @@ def claims_of(rule: Assigner, trace: dict[str, Tensor]) -> tuple[np.ndarray, np.
         gt, column = np.nonzero(trace["wanted"].numpy())
         candidates = trace["candidates"].numpy()
         return (candidates[gt, column] if candidates.ndim == 2 else candidates[column]), gt
-    if isinstance(rule, CentreSampling):
+    if isinstance(rule, CentreSampling | BestAnchor):
         gt, slot = np.nonzero(trace["candidates"].numpy())
     elif isinstance(rule, MaxIoU):
         gt, slot = np.nonzero(((trace["iou"] >= rule.positive_iou) | trace["low_quality"]).numpy())
@@ -495,6 +497,26 @@ def slot_numbers(case: Case, slot: int) -> tuple[str, list[str], list[list[Any]]
             "area, px²": (case.trace["area"], ".0f"),
         }
         order = case.trace["area"] - 1e9 * case.trace["candidates"][:, slot]
+    elif isinstance(case.rule, BestAnchor):
+        best = case.trace["shape_iou"].amax(dim=1)
+        columns = {
+            "shape IoU with its best anchor": (best, ".2f"),
+            "wants it": (case.trace["candidates"][:, slot], "yes"),
+            "predicted IoU": (pairwise_iou(gt_boxes, box[None])[:, 0], ".2f"),
+        }
+        order = -best - 2 * case.trace["candidates"][:, slot]
+    elif isinstance(case.rule, POTO):
+        place = column_of(case.trace["candidates"], slot)
+        if place is None:
+            text += " It is no candidate: it is near no object's centre, or its prediction is not finite."
+        else:
+            columns = {
+                "near the centre": (case.trace["free"][:, place], "yes"),
+                "score": (case.trace["score"][:, place], ".4f"),
+                "IoU": (case.trace["iou"][:, place], ".2f"),
+                "quality": (case.trace["quality"][:, place], ".3f"),
+            }
+            order = -case.trace["quality"][:, place] - case.trace["free"][:, place].float()
     else:
         place = column_of(case.trace["candidates"], slot)
         if place is None:

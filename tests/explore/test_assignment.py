@@ -10,7 +10,18 @@ import pytest
 import torch
 
 import minidet
-from minidet.assign import ATSS, IGNORED, OTA, CentreSampling, MaxIoU, OneToOne, SimOTA, UniformMatching
+from minidet.assign import (
+    ATSS,
+    IGNORED,
+    OTA,
+    POTO,
+    BestAnchor,
+    CentreSampling,
+    MaxIoU,
+    OneToOne,
+    SimOTA,
+    UniformMatching,
+)
 from minidet.boxes import pairwise_iou
 from minidet.data.shapes import draw_scene
 from minidet.draw import figure_png
@@ -21,7 +32,17 @@ from minidet.explore.assignment import AssignmentBench, State, sizes_of
 from minidet.explore.pictures import read_pictures, tidy_boxes
 from minidet.explore.steps import claims_of, steps_of
 
-RULES = (SimOTA(), UniformMatching(), MaxIoU(), ATSS(), CentreSampling(radius=1.5), OneToOne(), OTA())
+RULES = (
+    SimOTA(),
+    UniformMatching(),
+    MaxIoU(),
+    ATSS(),
+    CentreSampling(radius=1.5),
+    OneToOne(),
+    OTA(),
+    BestAnchor(),
+    POTO(),
+)
 
 
 def only(bench: AssignmentBench, rule: int = 0, model: int = 0, **changes) -> State:
@@ -138,7 +159,7 @@ def test_conflicts_are_slots_that_several_objects_asked_for():
         contested = {slot for slot, by in asked.items() if len(by) > 1}
         assert panel.conflicts == len(contested)
         assert set(panel.marks.where(panel.marks.kind == CONFLICT).slot.tolist()) == contested
-        assert (panel.conflicts > 0) == (not isinstance(rule, OneToOne))
+        assert (panel.conflicts > 0) == (not isinstance(rule, OneToOne | POTO))
         assert all(2 not in asked[slot] for slot in contested)
 
 
@@ -240,6 +261,10 @@ def test_the_numbers_behind_a_slot_are_those_of_the_trace(rule, nano, scene_of):
         column = trace["candidates"].tolist().index(slot)
         assert shown["cost"] == [f"{float(x):,.2f}" for x in trace["cost"][gts, column]]
         assert shown["share"] == [f"{float(x):.2f}" for x in trace["plan"][gts, column]]
+    elif isinstance(rule, POTO):
+        column = trace["candidates"].tolist().index(slot)
+        assert shown["quality"] == [f"{float(x):.3f}" for x in trace["quality"][gts, column]]
+        assert shown["near the centre"][0] == "yes"
     elif isinstance(rule, OneToOne):
         assert shown["cost"] == [f"{float(x):.2f}" for x in trace["cost"][gts, slot]]
         assert shown["rank"][0] == "1"

@@ -7,11 +7,22 @@ import itertools
 
 import pytest
 
-from minidet.assign import ATSS, OTA, CentreSampling, MaxIoU, OneToOne, SimOTA, UniformMatching
+from minidet.assign import ATSS, OTA, POTO, BestAnchor, CentreSampling, MaxIoU, OneToOne, SimOTA, UniformMatching
 from minidet.errors import MinidetError
 from minidet.explore.dials import DIALS, dials_of, positions_of, turn
 
-RULES = [ATSS(), CentreSampling(), MaxIoU(), OneToOne(), OTA(), SimOTA(), SimOTA.published(), UniformMatching()]
+RULES = [
+    ATSS(),
+    CentreSampling(),
+    MaxIoU(),
+    OneToOne(),
+    OTA(),
+    SimOTA(),
+    SimOTA.published(),
+    UniformMatching(),
+    BestAnchor(),
+    POTO(),
+]
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)

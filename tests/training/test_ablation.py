@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import shutil
 import signal
@@ -12,7 +13,8 @@ import pytest
 import torch
 
 import minidet
-from minidet.assign import MaxIoU, UniformMatching
+from minidet import cli
+from minidet.assign import OTA, POTO, MaxIoU, SimOTA, UniformMatching
 from minidet.cli import main
 from minidet.draw import AblationPanel, AblationRow, draw_ablation
 from minidet.errors import MinidetError, RunError
@@ -21,7 +23,7 @@ from minidet.files import read_json, write_json
 from minidet.training import ablation as module
 from minidet.training.ablation import Study, ablate
 from minidet.training.ablation_report import summary
-from minidet.training.cells import FAMILIES, YOLOF_ABLATIONS, Ablation, Cell
+from minidet.training.cells import FAMILIES, YOLOF_ABLATIONS, Ablation, Cell, yolox_ablations
 from minidet.training.run_folder import read_metrics
 from tests.training.squares import SMALL, assert_same_state, at_forward, tiny_model, write_squares
 
@@ -91,7 +93,7 @@ def test_the_table_has_a_row_for_each_cell_and_says_under_what_conditions(finish
     text = (out / "table.md").read_text(encoding="utf-8")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
     assert [row[0] for row in rows] == 2 * ["", "---", "as it is", "GIoU"]
-    assert [len(row) for row in rows] == 4 * [10] + 4 * [4]
+    assert [len(row) for row in rows] == 4 * [10] + 4 * [5]  # figures; costs
     cells = result.results["ablations"]["losses"]["cells"]
     for row, cell in zip(rows[2:4], cells, strict=True):
         ap = cell["ap"]
@@ -305,6 +307,98 @@ def test_the_papers_figures_are_those_of_the_two_summaries():
     assert all(cell.published_ap is None for cell in YOLOF_ABLATIONS["components"].cells)
 
 
+# ---- what the YOLOX paper compares ----------------------------------------------------------------------------------
+
+YOLOX_ABLATIONS = yolox_ablations((64, 96))
+RUNGS = [cell.name for cell in YOLOX_ABLATIONS["roadmap"].cells]
+
+
+def test_the_names_of_the_comparisons_are_those_of_the_command_line():
+    assert {"yolof": tuple(YOLOF_ABLATIONS), "yolox": tuple(YOLOX_ABLATIONS)} == FAMILIES
+
+
+def test_cells_of_one_name_are_the_same_in_every_comparison():
+    seen: dict[str, tuple] = {}
+    for ablation in YOLOX_ABLATIONS.values():
+        for cell in ablation.cells:
+            what = (cell.changes, cell.recipe)
+            assert seen.setdefault(cell.name, what) == what
+    assert len(seen) == 16
+
+
+def test_the_ladder_changes_one_thing_at_a_time():
+    fields = {"head": "decoupled", "anchors": None, "nms_free": False, "augmentation": "light"}
+    settings = [{**fields, **cell.changes, **cell.recipe} for cell in YOLOX_ABLATIONS["roadmap"].cells]
+    steps = [{k for k in new if old[k] != new[k]} for old, new in itertools.pairwise(settings)]
+    assert steps == [{"head"}, {"augmentation"}, {"anchors", "assigner"}, {"assigner"}, {"assigner"}, {"nms_free"}]
+
+
+def test_the_published_figures_are_those_of_the_three_tables():
+    def published(name):
+        return [cell.published_ap for cell in YOLOX_ABLATIONS[name].cells]
+
+    assert published("roadmap") == [38.5, 39.6, 42.0, 42.9, 45.0, 47.3, 46.5]
+    assert published("heads") == [38.5, 39.6, 34.3, 38.8]
+    assert published("augmentation") == [25.3, None, 24.0]
+    latencies = [cell.published.latency_ms for cell in YOLOX_ABLATIONS["roadmap"].cells]
+    assert latencies == [10.5, 11.6, 11.6, 11.1, 11.1, 11.1, 13.5]
+
+
+def test_what_lets_a_detector_do_without_nms_is_switched_one_by_one():
+    by_name = {cell.name: cell.changes for cell in YOLOX_ABLATIONS["nms-free"].cells}
+    assert by_name["nms-free-no-stop"] == by_name["nms-free"] | {"stop_gradient": False}
+    assert by_name["nms-free-one-to-many"] == by_name["nms-free"] | {"selector_assigner": SimOTA()}
+    assert by_name["one-to-one"] == {"assigner": POTO()}
+    rules = [type(cell.changes["assigner"]) for cell in YOLOX_ABLATIONS["assignment"].cells]
+    assert rules[-2:] == [SimOTA, OTA]
+
+
+def test_a_cell_can_change_the_recipe_and_the_report_says_so(study_of, tmp_path):
+    longer = {"lengths": Ablation("How long?", (Cell("two", "two epochs"), Cell("one", "one", recipe={"epochs": 1})))}
+    result = ablate(study_of(tmp_path / "out"), longer, ["lengths"], [0])
+    epochs = [len(read_metrics(tmp_path / "out" / name / "seed-0" / "metrics.jsonl")) for name in ("two", "one")]
+    assert epochs == [2, 1]
+    cells = result.results["ablations"]["lengths"]["cells"]
+    assert [cell["changes"] for cell in cells] == [{}, {"epochs": "1"}]
+    assert all(cell["latency_ms"] > 0 for cell in cells)
+
+
+def test_a_cell_that_two_comparisons_share_is_trained_once(study_of, tmp_path):
+    told: list[str] = []
+    both = {"a": ONE["losses"], "b": dataclasses.replace(ONE["losses"], question="The same?")}
+    result = ablate(study_of(tmp_path / "out", told), both, ["a", "b"], [0])
+    assert sum(line.startswith("[") for line in told) == 1
+    assert [len(each["cells"][0]["seeds"]) for each in result.results["ablations"].values()] == [1, 1]
+
+
+def test_the_command_climbs_the_road_map_with_anchors_of_its_own_data(tmp_path, capsys):
+    size = ["--train", "4", "--val", "2", "--test", "0", "--image-hw", "64", "96", "--objects", "3", "5"]
+    assert main(["data", "shapes", str(tmp_path / "shapes"), *size]) == 0
+    out = tmp_path / "out"
+    command = ["ablate", "yolox", str(tmp_path / "shapes"), "--out", str(out), "--seeds", "0", "--epochs", "1"]
+    command += ["--input-size", "64", "96", "--batch-size", "2", "--workers", "0", "--device", "cpu"]
+    command += ["--model", "yolox-darknet53", "--width", "0.0625", "--depth", "0.1"]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    configs = [read_json(out / name / "seed-0" / "config.json") for name in RUNGS]
+    anchors = configs[0]["model"]["anchors"]
+    assert len(anchors) == 9
+    assert "anchors by k-means, pixels: " + ", ".join(f"{w:g} x {h:g}" for w, h in anchors) in printed
+    for text in (
+        "YOLOv3: coupled head",
+        "+ NMS-free",
+        "against the row above",
+        "39.6 (+1.1)",
+        "width 0.0625, depth 0.1",
+    ):
+        assert text in printed
+    augmentations = [config["recipe"]["augmentation"] for config in configs]
+    assert [each["mosaic_prob"] for each in augmentations] == [0, 0, 1, 1, 1, 1, 1]
+    assert all(each["hsv_prob"] == 1 and each["flip_prob"] == 0.5 for each in augmentations)
+    assert main([*command, "--model", "yolof-r18-c5"]) == 2
+    assert "name one of those" in capsys.readouterr().err
+
+
 # ---- figures and picture --------------------------------------------------------------------------------------------
 
 
@@ -343,6 +437,13 @@ def test_the_plot_shows_each_run_and_the_mean_with_labels_in_words():
     assert figure.alt.startswith("One or many?: one level 11.0 ± 1.4, 2 runs (the paper's: 23.7); many levels 30.5")
 
 
+def test_steps_say_what_each_row_adds_to_the_one_above():
+    rows = [AblationRow("a", [10.0, 12.0], 38.5), AblationRow("b", [14.0], 39.6), AblationRow("c", [], 42.0)]
+    found = texts(draw_ablation([AblationPanel("What does each add?", rows, steps=True)]))
+    for text in ("11.0 ± 1.4", "14.0 (one run) (+3.0)", "38.5", "39.6 (+1.1)", "no run yet", "42.0 (+2.4)"):
+        assert text in found
+
+
 def test_a_cell_without_a_run_says_so_and_long_words_stay_inside():
     row = AblationRow("a very long description of what is special about this cell of the ablation", [])
     figure = draw_ablation([AblationPanel("?", [row])])
@@ -366,7 +467,7 @@ def test_the_command_trains_compares_and_draws(tmp_path, capsys, monkeypatch):
         for cell in YOLOF_ABLATIONS["components"].cells
     )
     tiny = {"components": Ablation("What do they add?", cells[::3])}
-    monkeypatch.setitem(FAMILIES, "yolof", tiny)
+    monkeypatch.setattr(cli, "YOLOF_ABLATIONS", tiny)
     out = tmp_path / "out"
     command = ["ablate", "yolof", str(tmp_path / "shapes"), "--out", str(out), "--seeds", "0", "--epochs", "1"]
     command += ["--input-size", "64", "96", "--batch-size", "2", "--workers", "0", "--device", "cpu"]
@@ -380,14 +481,15 @@ def test_the_command_trains_compares_and_draws(tmp_path, capsys, monkeypatch):
         f"{out}: table.md, results.json",
     ):
         assert text in printed
-    assert {"settings.json", "table.md", "results.json", "ablation.png", "baseline", "both"} == {
-        path.name for path in out.iterdir()
-    }
+    written = {"settings.json", "table.md", "results.json", "latency.json", "ablation.png"}
+    assert written | {"baseline", "both"} == {path.name for path in out.iterdir()}
 
     assert main([*command, "--set", "base_lr=0.5"]) == 2
     assert "holds an ablation with other settings" in capsys.readouterr().err
     assert main([*command, "--model", "yolox-nano"]) == 2
     assert "yolox-nano" in capsys.readouterr().err
+    assert main([*command, "--grid", "roadmap"]) == 2
+    assert "those of a yolof are components, encoders and all" in capsys.readouterr().err
     assert main([*command, "--model", "yolof-r50-c5"]) == 2
     assert "needs pretrained weights" in capsys.readouterr().err
     monkeypatch.setattr(module, "train", no_training)
