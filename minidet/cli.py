@@ -47,6 +47,7 @@ from minidet.detectors.detector import IMAGENET_STD
 from minidet.detectors.imagenet import load_backbone_weights
 from minidet.detectors.roadmap import Anchors, roadmap
 from minidet.detectors.weights import transfer_weights
+from minidet.detectors.yolox import SELECTED
 from minidet.detectors.zoo import model_card
 from minidet.errors import DataError, MinidetError, RunError
 from minidet.evaluation.average_precision import AveragePrecision, evaluate, evaluate_detections
@@ -377,7 +378,8 @@ class Eval:
     save_detections: Path | None = None  # also write what the model found, as such a list
     save_json: Path | None = None  # also write the figures as JSON
     score_threshold: float | None = None  # what scores less is left out, instead of the model's own (as published)
-    nms_threshold: float | None = None  # boxes that overlap a better one of their class by more go; likewise
+    nms_threshold: float | Literal["off"] | None = None
+    """Boxes that overlap a better one of their class by more go; likewise. "off": the best 100 boxes as they are."""
     input_size: tuple[int, int] | None = None  # height and width, instead of the model's own
     batch_size: int = 8  # pictures at a time
     device: str = "auto"  # cpu, cuda, mps
@@ -416,7 +418,8 @@ class Predict:
     weights: Path  # .safetensors
     out: Path = Path("predictions")  # gets NAME.png for each image, and predictions.json
     score_threshold: float = 0.3  # what scores less is left out
-    nms_threshold: float = 0.45  # boxes that overlap a better one by more go
+    nms_threshold: float | Literal["off"] | None = None
+    """Boxes that overlap a better one by more go: 0.45, but a model without NMS stays without. "off": none go."""
     class_agnostic: bool = True  # also those of another class
     input_size: tuple[int, int] | None = None  # height and width, instead of the model's own
     pictures: bool = True  # write the pictures, not only the JSON
@@ -429,7 +432,10 @@ class Predict:
         files = find_images(self.images)
         device = choose_device(self.device)
         model = optimize(load_model(self.weights, device), choose_precision(self.precision, device))
-        _set_up(model, self.score_threshold, self.nms_threshold, self.input_size)
+        nms_threshold = self.nms_threshold
+        if nms_threshold is None and model.nms_threshold is not None:
+            nms_threshold = 0.45
+        _set_up(model, self.score_threshold, nms_threshold, self.input_size)
         model.class_agnostic = self.class_agnostic
         names = model.class_names or [f"class {i}" for i in range(model.num_classes)]
         results, unreadable = [], []
@@ -710,8 +716,13 @@ def picture_names(files: list[Path]) -> list[str]:
 
 
 def _set_up(
-    model: Detector, score_threshold: float | None, nms_threshold: float | None, input_hw: tuple[int, int] | None
+    model: Detector,
+    score_threshold: float | None,
+    nms_threshold: float | Literal["off"] | None,
+    input_hw: tuple[int, int] | None,
 ) -> None:
+    if nms_threshold == "off":
+        model.nms_threshold, model.max_detections, nms_threshold = None, model.max_detections or SELECTED, None
     for name, value in (("score_threshold", score_threshold), ("nms_threshold", nms_threshold)):
         if value is None:
             continue

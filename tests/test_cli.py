@@ -139,6 +139,26 @@ def test_a_yolox_can_stand_on_a_rung_of_the_road_map_and_a_yolof_cannot(shapes):
         Train(shapes, model="yolof-r18-c5", rung="baseline").make_model(data)
 
 
+def test_the_same_weights_are_judged_and_used_with_nms_and_without(shapes, tmp_path, capsys):
+    model = minidet.create_model("yolox-nano", 8, class_names=load_split(shapes, "train").class_names, nms_free=True)
+    model.set_input_size((96, 128))
+    minidet.save_weights(model, tmp_path / "free.safetensors")
+    counts = {}
+    for option in ("0", "off", None):
+        rows = tmp_path / "rows.json"
+        command = ["eval", "--weights", tmp_path / "free.safetensors", "--data", shapes, "--save-detections", rows]
+        command += ["--score-threshold", "0", "--device", "cpu", *(["--nms-threshold", option] if option else [])]
+        assert main([str(word) for word in command]) == 0
+        counts[option] = len(read_json(rows))
+    assert counts["off"] == counts[None] == 4 * 100  # the best hundred of each picture
+    assert counts["0"] < 400  # no two boxes of a class may touch
+    picture = next((shapes / "val").iterdir())
+    for option in ([], ["--nms-threshold", "off"], ["--nms-threshold", "0.45"]):
+        command = ["predict", picture, "--weights", tmp_path / "free.safetensors", "--out", tmp_path / "found"]
+        assert main([str(word) for word in [*command, *option]]) == 0
+    assert "lies between 0 and 1" in fails(capsys, *command, "--nms-threshold", "7")
+
+
 def test_imagenet_weights_are_refused_for_a_model_without_a_resnet(shapes, tmp_path, capsys):
     words = ["--model", "yolox-nano", "--backbone-weights", "imagenet"]
     assert "yolox-nano has none" in fails(capsys, *train_command(shapes, tmp_path / "run", *words))

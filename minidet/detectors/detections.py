@@ -109,16 +109,18 @@ def best_pairs(predictions: DensePredictions, score_threshold: float, count: int
 
 
 def suppress(
-    found: Detections, nms_threshold: float, num_classes: int, class_agnostic: bool, max_detections: int | None
+    found: Detections, nms_threshold: float | None, num_classes: int, class_agnostic: bool, max_detections: int | None
 ) -> Detections:
     """What non-maximum suppression leaves of each image, at most `max_detections`; by image, by decreasing score.
 
     Args:
         found: candidates in any order; of equal scores the first wins.
-        nms_threshold: boxes that overlap a better one by more than this IoU go.
+        nms_threshold: boxes that overlap a better one by more than this IoU go. None: nothing is suppressed.
         num_classes: C.
         class_agnostic: boxes of other classes suppress too.
         max_detections: of one image; None for all.
     """
+    if nms_threshold is None:
+        return found.best_of_each_image(max_detections)
     groups = found.image if class_agnostic else found.image * num_classes + found.labels
     return found[nms_in_groups(found.boxes, found.scores, groups, nms_threshold)].best_of_each_image(max_detections)

@@ -44,6 +44,7 @@ class Detector(nn.Module):
             wanted shorter side and the most that the longer side may have.
         pad_rgb: colour (of 255) of what is added on the right and below, where a picture does not fill its frame.
         size_divisor: the sides of a network input are multiples of this.
+        nms_threshold: of non-maximum suppression; None suppresses nothing.
         use_l1: adds the L1 term to the losses; YOLOX's recipe turns it on for the last epochs.
         last_assignment: who learned what in the latest training step.
         optimized: made by `minidet.optimize`; it predicts only.
@@ -61,7 +62,7 @@ class Detector(nn.Module):
         self.class_names: list[str] | None = list(config.class_names) if config.class_names else None
         self.set_input_size(config.input_hw)
         self.score_threshold = config.score_threshold
-        self.nms_threshold = config.nms_threshold
+        self.nms_threshold: float | None = config.nms_threshold
         self.class_agnostic = config.class_agnostic
         self.max_detections = config.max_detections
         self.use_l1 = False

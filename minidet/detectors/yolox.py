@@ -193,8 +193,6 @@ class YOLOX(Detector):
     def select(self, predictions: DensePredictions) -> Detections:
         """The detections of a batch: `postprocess` for all images together, or without NMS the best of each image."""
         found = best_class_of_slots(predictions, self.score_threshold)
-        if self.nms_threshold is None:
-            return found.best_of_each_image(self.max_detections)
         return suppress(found, self.nms_threshold, self.num_classes, self.class_agnostic, self.max_detections)
 
 
