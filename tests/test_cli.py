@@ -157,6 +157,7 @@ def test_the_same_weights_are_judged_and_used_with_nms_and_without(shapes, tmp_p
     for option in ([], ["--nms-threshold", "off"], ["--nms-threshold", "0.45"]):
         command = ["predict", picture, "--weights", tmp_path / "free.safetensors", "--out", tmp_path / "found"]
         assert main([str(word) for word in [*command, *option]]) == 0
+    capsys.readouterr()
     assert "lies between 0 and 1" in fails(capsys, *command, "--nms-threshold", "7")
 
 
