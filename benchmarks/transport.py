@@ -191,7 +191,7 @@ def figure_of(record: dict) -> object:
         return AgreementPanel(title, {n: [s["ways"][n][key] for s in stages] for n in stages[0]["ways"]}, percent)
 
     panels = [
-        panel("positive slots with the owner of the optimum", "same_owner"),
+        panel("slots with the owner of the optimum", "same_owner"),
         panel("objects with the slots of the optimum", "same_set"),
         panel("cost above the optimum, a positive slot", "cost_above", percent=False),
     ]

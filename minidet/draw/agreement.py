@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, NullLocator
 
 from minidet.draw.figure import INK, PALE, Drawing, new_figure, overlay, plain_style, shorten, text_width, write
 from minidet.draw.palette import PALETTE
@@ -28,7 +28,8 @@ class AgreementPanel:
         title: what is counted, with its unit.
         curves: name -> a value for each stage, None where there is none; up to four, the same names in the same order
             in every panel.
-        percent: the values are shares, drawn on an axis from 0 to 100 %.
+        percent: the values are shares, drawn on an axis from 0 to 100 %. Otherwise they begin at 0, and the axis is
+            logarithmic from 0.01 on.
     """
 
     title: str
@@ -53,10 +54,11 @@ def draw_agreement(stages: Sequence[str], panels: Sequence[AgreementPanel], grow
     figure = new_figure(width, height)
     canvas = overlay(figure, width, height)
     names = list(dict.fromkeys(name for panel in panels for name in panel.curves))
-    x, room = LEFT - 30, (width - LEFT + 20) / max(len(names), 1) - 54
+    x, room = LEFT - 30, width - LEFT + 20
+    fits = sum(text_width(name, 12) + 54 for name in names) <= room
     for name, colour, marker in zip(names, COLOURS, MARKERS, strict=False):
         canvas.plot([x, x + 22], [22, 22], color=colour, marker=marker, markevery=[0], markersize=6, linewidth=1.8)
-        text = shorten(name, room, 12)
+        text = shorten(name, room if fits else room / len(names) - 54, 12)
         write(canvas, x + 28, 26, text, 12, INK)
         x += 28 + text_width(text, 12) + 26
     for index, panel in enumerate(panels):
@@ -86,8 +88,12 @@ def _panel(axes: Axes, stages: Sequence[str], panel: AgreementPanel, grows: str)
         axes.set_yticks(range(0, 101, 20), [f"{share} %" for share in range(0, 101, 20)])
     else:
         top = max([value for values in panel.curves.values() for value in values if _is_number(value)], default=0)
-        axes.set_ylim(-0.02 * (top or 1), 1.08 * top or 1)
-        axes.yaxis.set_major_locator(MaxNLocator(5))
+        ticks = [0.0, *(value for value in (0.01, 0.1, 1, 10, 100, 1000, 10_000) if value <= max(top, 0.1))]
+        axes.set_yscale("symlog", linthresh=0.01)
+        axes.set_ylim(-0.0015, 1.5 * max(top, 0.1))
+        axes.yaxis.set_major_locator(FixedLocator(ticks))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.set_yticklabels([f"{value:,g}" for value in ticks])
     axes.tick_params(labelsize=11, colors=PALE, length=0)
     axes.grid(axis="y", color="#EEEEEE", linewidth=0.8)
     axes.spines[["top", "right", "left"]].set_visible(False)
