@@ -47,8 +47,10 @@ class OTA:
 
     This is the comparison that YOLOX makes ("OTA costs 25 % more training time"). The OTA paper's own setting is
     another one: focal loss as class cost, 1.5 as `iou_weight`, 20 as `max_k`. Its code has a radius of 2.5 cut off at
-    the object's box, sums only IoUs inside it for k, lets pairs outside cost 1e6 more instead of forbidding them, and
-    divides every row of the plan by its largest share before slots go to the row with the largest.
+    the object's box, sums only IoUs inside it for k, and lets pairs outside cost 1e6 more instead of forbidding them.
+    It divides every row of the plan by its largest share, and then each slot goes to the row with the largest. Here an
+    object takes the k slots of which it has most: the published way gives it more than k where many slots are nearly
+    equal, and without the division an object whose labels are spread thinly gets none (`benchmarks/transport.py`).
 
     Attributes:
         radius: half the side of the centre square, in strides. Pairs outside of their object's square are forbidden.
@@ -81,8 +83,9 @@ class OTA:
             trace: keep candidates, costs, dynamic k and the plan of every image.
 
         Returns:
-            The assignment. A slot whose prediction is not finite is no candidate. Where objects want more slots than
-            there are, all are given away, and some objects have fewer than k, or none. The trace has SimOTA's names:
+            The assignment. A slot whose prediction is not finite is no candidate. No object has more than its k slots.
+            Where several want more than there are, some have fewer, or none; so have, by Sinkhorn, exact duplicates
+            after the first, whose shares are always the same. The trace has SimOTA's names:
             `cost` is that of all pairs, `free` tells which are allowed, `wanted` are the k cheapest of each object
             alone, `conflicts` the slots that several want so. `plan` [G + 1, K] has the background in its last row,
             whose costs are `background_cost` [K].
@@ -104,8 +107,7 @@ class OTA:
         rest = (valid.sum(dim=1) - k.sum(dim=1)).clamp(min=0)
         supply = torch.cat([k, rest[:, None]], dim=1)  # [B, G + 1]
         plan = self.transport(torch.cat([allowed, background_costs[:, None]], dim=1), supply, valid)  # [B, G + 1, K]
-        owner = plan.argmax(dim=1)  # of equal shares the first, so an object before the background
-        owner = torch.where(owner < k.shape[1], owner, BACKGROUND)
+        owner = largest_shares(plan[:, :-1], k, self.max_k)  # [B, K], BACKGROUND where no object gets the slot
 
         matched_gt, quality = to_all_slots(owner, ious, slots, valid, len(grid))
         pairs = pairs_of(matched_gt, most=slots.shape[1])
@@ -260,6 +262,24 @@ def _linear_program(costs: Tensor, supply: Tensor, demand: Tensor) -> Tensor:
     plan = torch.zeros_like(costs)
     plan[row, column] = torch.from_numpy(solution.x)
     return plan
+
+
+def largest_shares(shares: Tensor, k: Tensor, max_k: int) -> Tensor:
+    """From shares to owners: each object takes the k slots of which it has most, of a contested one who has most of it.
+
+    Args:
+        shares: [B, G, K] float, what each object sends to each slot; where that is nothing, it takes nothing.
+        k: [B, G] int64, none above max_k.
+        max_k: most that an object takes.
+
+    Returns:
+        [B, K] int64, BACKGROUND where no object takes the slot; of equal shares the first object's counts.
+    """
+    largest, place = shares.topk(min(max_k, shares.shape[2]), dim=2)
+    counts = torch.arange(largest.shape[2], device=k.device) < k[..., None]
+    bids = torch.zeros_like(shares).scatter(2, place, largest * counts)
+    best, owner = bids.max(dim=1)
+    return torch.where(best > 0, owner, BACKGROUND)
 
 
 def serve_most(costs: Tensor, supply: Tensor) -> Tensor:

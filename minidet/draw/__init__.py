@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from minidet.draw.ablation import AblationPanel, AblationRow, draw_ablation
+from minidet.draw.agreement import AgreementPanel, draw_agreement
 from minidet.draw.anchors import draw_anchors
 from minidet.draw.curves import draw_curves
 from minidet.draw.encoders import draw_encoders
@@ -23,6 +24,7 @@ __all__ = [
     "PALETTE",
     "AblationPanel",
     "AblationRow",
+    "AgreementPanel",
     "Drawing",
     "FieldView",
     "HeadView",
@@ -33,6 +35,7 @@ __all__ = [
     "colour",
     "describe_detections",
     "draw_ablation",
+    "draw_agreement",
     "draw_anchors",
     "draw_curves",
     "draw_detections",

@@ -300,7 +300,7 @@ def ota_plan(case: Case) -> tuple[Marks, Explanation]:
     text = (
         "All objects and the background share out the slots in one plan. "
         f"Object {case.names[case.selected]} has {int(case.trace['dynamic_k'][case.selected])} to give and sends "
-        f"{plan[case.selected].sum():.2f}; a slot goes to whoever has the largest share of it."
+        f"{plan[case.selected].sum():.2f}. It takes so many slots as it has to give, those of which it has most."
     )
     return marks, Explanation(text, ["share of", *map(str, candidates[shown].tolist())], rows)
 

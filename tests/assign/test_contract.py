@@ -170,8 +170,7 @@ def check_counts(assigner, grid: Grid, trace, matched_gt: torch.Tensor, num_gt: 
         assert (trace["taken"].sum(dim=0) <= 1).all()
         assert (trace["free"] | ~trace["taken"]).all()
         assert torch.isin(slot, trace["candidates"]).all()
-        if assigner.solver == "exact":
-            assert (trace["taken"].sum(dim=1) <= trace["dynamic_k"]).all()
+        assert (trace["taken"].sum(dim=1) <= trace["dynamic_k"]).all()
     elif isinstance(assigner, MaxIoU):
         assert (trace["iou"][gt, slot] > 0).all()
         assert (trace["iou"][gt, slot] == trace["best_iou"][slot]).all()

@@ -12,7 +12,7 @@ from scipy.optimize import linprog
 from torch.nn import functional as F
 
 from minidet.assign import BACKGROUND, OTA, DensePredictions, SimOTA
-from minidet.assign.ota import exact_plan, serve_most, sinkhorn
+from minidet.assign.ota import exact_plan, largest_shares, serve_most, sinkhorn
 from minidet.assign.simota import class_and_background_cost
 from minidet.errors import MinidetError
 from minidet.grid import make_grid
@@ -305,17 +305,35 @@ def test_k_is_never_above_the_slots_of_the_objects_own_region(as_anchors, target
     assert set(nowhere.matched_gt.unique().tolist()) == {BACKGROUND, 1}
 
 
-@pytest.mark.parametrize("rule", [OTA(), OTA(solver="exact"), OTA(epsilon=1e-4, iterations=5)], ids=str)
-def test_a_crowd_that_wants_more_than_there_is_gets_all_there_is(rule, as_anchors, target):
+def test_a_crowd_that_wants_more_than_there_is_gets_all_there_is_in_the_optimum(as_anchors, target):
     small = make_grid([(1, 2)], (32,))
     found = target([[2.0, 2, 62, 30]] * 7)
-    first, second = (rule(as_anchors(small), [found]) for _ in range(2))
-    assert first.positive.all()
-    assert torch.equal(first.matched_gt, second.matched_gt)
+    assert OTA(solver="exact")(as_anchors(small), [found]).positive.all()
 
 
-def test_exact_duplicates_share_their_slots_in_the_optimum(as_anchors, target):
+def test_an_object_takes_the_slots_of_which_it_has_most_and_a_contested_one_goes_to_the_larger_share():
+    shares = torch.tensor([[0.3, 0.35, 0.35, 0.0], [0.6, 0.0, 0.4, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    # The first takes slots 1 and 2, the second 0 and 2, of which it has more; the third has nothing of any.
+    owners = largest_shares(shares[None], torch.tensor([[2, 2, 1]]), max_k=3)
+    assert owners.tolist() == [[1, 0, 1, BACKGROUND]]
+    assert largest_shares(shares[None, :1], torch.tensor([[0]]), max_k=3).tolist() == [[BACKGROUND] * 4]
+
+
+@pytest.mark.parametrize("solver", ["sinkhorn", "exact"])
+def test_labels_that_are_spread_thinly_are_given_all_the_same(solver, as_anchors, target):
+    # 9 slots of one level predict the same, so that each has a share of 1/9 for an object, and 8/9 for the background.
+    grid = make_grid([(3, 3)], (32,))
+    box = torch.tensor([42.0, 40, 66, 64])
+    predictions = DensePredictions(grid, box.expand(1, 9, 4), box.expand(1, 9, 4), torch.full((1, 9, 1), -3.0), None)
+    result = OTA(solver=solver)(predictions, [target([[41, 41, 55, 54]])], trace=True)
+    assert result.trace[0]["dynamic_k"].tolist() == [2]
+    assert result.num_positives == 2
+
+
+def test_exact_duplicates_share_slots_in_the_optimum_and_sinkhorn_serves_the_first(as_anchors, target):
     found = target([[20, 18, 60, 44]] * 2)
+    alone, both = (OTA()(as_anchors(GRID), [objects]).matched_gt for objects in (target([[20, 18, 60, 44]]), found))
+    assert torch.equal(alone, both)
     steps = OTA(solver="exact")(as_anchors(GRID), [found], trace=True).trace[0]
     assert steps["dynamic_k"][0] > 1
     assert torch.equal(steps["taken"].sum(dim=1), steps["dynamic_k"])
