@@ -39,7 +39,7 @@ STRATEGIES = {
     "best anchor": BestAnchor(),
     "one to one": OneToOne(),
     "POTO": POTO(),
-    "OTA": OTA(),
+    "OTA": OTA(iterations=10),
     "OTA, exact": OTA(solver="exact"),
     "uniform": UniformMatching(),
     "uniform, k=8": UniformMatching(k=8, min_anchor_iou=0.1),
