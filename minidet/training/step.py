@@ -5,6 +5,8 @@ When a batch is computed in parts, one after the other (`accumulate`) or on seve
 multiplied by the part's own N again, and the gradient and the terms, added up over all parts, are divided once by the N
 of the whole batch: exactly the step that one large batch takes, apart from batch normalisation, which sees its own part
 only. (The official codes divide by the N of each GPU and average, so that an object counts more where there are few.)
+One term is no exact sum then: that of a selector (NMS-free YOLOX) is divided by the slots that it chose, so of parts it
+is the mean, each weighted by its N.
 
 Source: YOLOX, section 2.1; chapter 11.
 """
