@@ -89,9 +89,8 @@ def main(options: Options) -> None:
             continue
         results.append({"rung": name, "words": rung.words, "runs": runs})
         ap, anyhow, slots, without = (mean(run[key] for run in runs) for key in figures)
-        print(
-            f"| {rung.words} | {len(runs)} | {100 * ap:.1f} | {100 * anyhow:.1f} | {slots:.1f} | {100 * without:.1f} % |"
-        )
+        columns = f"{100 * ap:.1f} | {100 * anyhow:.1f} | {slots:.1f} | {100 * without:.1f} %"
+        print(f"| {rung.words} | {len(runs)} | {columns} |")
     write_json(options.out, results, indent=2)
     alt = f"One picture with {len(target['boxes'])} objects and the slots that learn them. "
     alt += " ".join(f"{panel.title}: {panel.caption}" for panel in panels)
