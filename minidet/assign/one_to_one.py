@@ -8,6 +8,7 @@ Deformable DETR, arXiv 2010.04159, whose classes are sigmoids like here; chapter
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -57,13 +58,7 @@ class OneToOne:
             The assignment. A slot whose prediction is not finite is no candidate. With more objects than candidates
             some objects have none: those without which the rest is cheapest.
         """
-        gt, finite = pad_targets(targets), predictions.finite
-        steps = [
-            self.match(predictions, image, finite[image], gt.boxes_of(image), gt.labels_of(image))
-            for image in range(len(gt))
-        ]
-        matched_gt = torch.stack([step["matched_gt"] for step in steps])
-        return make_assignment(matched_gt, predictions, gt, traces=steps if trace else None)
+        return assign_image_by_image(self.match, predictions, targets, trace)
 
     def match(
         self, predictions: DensePredictions, image: int, usable: Tensor, gt_boxes: Tensor, gt_labels: Tensor
@@ -96,6 +91,26 @@ class OneToOne:
             "taken": taken,
             "matched_gt": matched_gt,
         }
+
+
+def assign_image_by_image(
+    match: Callable[..., dict[str, Tensor]], predictions: DensePredictions, targets: Targets, trace: bool
+) -> Assignment:
+    """The result of a rule that is worked out for one image after the other.
+
+    Args:
+        match: gives for predictions, number of the image, its finite slots [A], its objects [G, 4] and their labels [G]
+            every step by name, `matched_gt` [A] among them.
+        predictions: of the current forward pass.
+        targets: for each image `boxes` [G, 4] float xyxy in pixels and `labels` [G] int64.
+        trace: keep the steps of every image.
+    """
+    gt, finite = pad_targets(targets), predictions.finite
+    steps = [
+        match(predictions, image, finite[image], gt.boxes_of(image), gt.labels_of(image)) for image in range(len(gt))
+    ]
+    matched_gt = torch.stack([step["matched_gt"] for step in steps])
+    return make_assignment(matched_gt, predictions, gt, traces=steps if trace else None)
 
 
 def focal_class_cost(

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minidet.assign.base import BACKGROUND, Assignment, DensePredictions, Targets, make_assignment, pad_targets
-from minidet.assign.one_to_one import cheapest_matching
+from minidet.assign.base import BACKGROUND, Assignment, DensePredictions, Targets
+from minidet.assign.one_to_one import assign_image_by_image, cheapest_matching
 from minidet.assign.simota import centre_candidates
 from minidet.boxes import pairwise_iou
 from minidet.errors import MinidetError
@@ -55,13 +55,7 @@ class POTO:
             The assignment: as many objects as possible have a slot. A slot whose prediction is not finite is no
             candidate.
         """
-        gt, finite = pad_targets(targets), predictions.finite
-        steps = [
-            self.match(predictions, image, finite[image], gt.boxes_of(image), gt.labels_of(image))
-            for image in range(len(gt))
-        ]
-        matched_gt = torch.stack([step["matched_gt"] for step in steps])
-        return make_assignment(matched_gt, predictions, gt, traces=steps if trace else None)
+        return assign_image_by_image(self.match, predictions, targets, trace)
 
     def match(
         self, predictions: DensePredictions, image: int, usable: Tensor, gt_boxes: Tensor, gt_labels: Tensor
