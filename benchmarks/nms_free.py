@@ -69,7 +69,7 @@ def main(options: Options) -> None:
         if not runs:
             continue
         ap = {which: [100 * run[which]["ap"] for run in runs] for which in ("with", "without")}
-        found = {which: [run[which]["duplicates"]["per_object"] for run in runs] for which in ap}
+        found = {which: [run[which]["duplicates"]["per_object"] or 0 for run in runs] for which in ap}  # None: nothing
         lost = [after - before for before, after in zip(ap["with"], ap["without"], strict=True)]
         columns = [summed_up(ap["with"], ".1f"), summed_up(ap["without"], ".1f"), summed_up(lost, "+.1f")]
         columns += [summed_up(found["with"], ".2f"), summed_up(found["without"], ".2f")]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import random
 import signal
@@ -73,7 +74,7 @@ ASSIGNERS: dict[str, Assigner] = {
     "uniform-anchors": UniformMatching(sources=("anchors",)),  # as the paper's text has it, without the predictions
     "max-iou": MaxIoU(),
     "atss": ATSS(),
-    "centre": CentreSampling(),
+    "centre": CentreSampling(),  # with FCOS's ranges; the rungs of `roadmap` scale them to the input
     "centre-3x3": CentreSampling(radius=1.5),
     "best-anchor": BestAnchor(),
     "one-to-one": OneToOne(),
@@ -188,7 +189,8 @@ class Train:
     head: Literal["decoupled", "coupled"] | None = None  # YOLOX: "coupled" is YOLOv3's, one branch for class and box
     rung: RungName | None = None
     """YOLOX: a step of the paper's road map from YOLOv3 ("baseline") to a detector without NMS ("nms-free"): head,
-    anchors (found by k-means on these data) and assignment. --assigner and --head go before it."""
+    anchors (found by k-means on these data), assignment and augmentation (the published one, below the third step flips
+    and colours only). --assigner, --head and --set go before it."""
     train_split: str = "train"  # learn from this split
     val_split: str = "val"  # be judged by this one; "" for none
     seed: int = 0  # of weights, order and augmentation
@@ -224,6 +226,9 @@ class Train:
         auto_batch = self.batch_size == "auto"
         changes = {"epochs": self.epochs, "batch_size": None if auto_batch else self.batch_size}
         recipe = recipe_for(self.recipe, self.model)
+        if self.rung is not None:
+            strong = roadmap(model.input_hw)[self.rung].strong_augmentation
+            recipe = dataclasses.replace(recipe, augmentation=None if strong else FLIP_AND_COLOUR)
         recipe = dataclasses.replace(recipe, **{k: v for k, v in changes.items() if v is not None})
         return train(
             model,
@@ -253,7 +258,10 @@ class Train:
             if is_yolof(self.model):
                 raise MinidetError(f"--rung {self.rung}: it is a step on the way to YOLOX, and {self.model} is none")
             input_hw = self.input_size or model_card(self.model).input_hw
-            changes |= roadmap(input_hw, find_anchors(data, input_hw))[self.rung].changes
+            rungs = roadmap(input_hw)
+            if "anchors" in rungs[self.rung].changes:
+                rungs = roadmap(input_hw, find_anchors(data, input_hw))
+            changes |= rungs[self.rung].changes
         if self.assigner is not None:
             changes["assigner"] = ASSIGNERS[self.assigner]
         if self.head is not None:
@@ -337,10 +345,18 @@ class Ablate:
         if is_yolof(name):
             ablations = YOLOF_ABLATIONS
         else:
+            if any(setting.startswith("augmentation.") for setting in self.set):
+                raise MinidetError(
+                    "--set augmentation: it is one of the things that these cells differ in, so it cannot be set for "
+                    "all of them"
+                )
             recipe = dataclasses.replace(recipe, augmentation=FLIP_AND_COLOUR)
-            anchors = find_anchors(train_data, model.input_hw)
-            print(f"anchors by k-means, pixels: {', '.join(f'{w:g} x {h:g}' for w, h in anchors)}")
-            ablations = yolox_ablations(model.input_hw, anchors)
+            ablations = yolox_ablations(model.input_hw)
+            names = grids if self.grid == "all" else [self.grid or grids[0]]
+            if any("anchors" in cell.changes for name in names for cell in ablations[name].cells):
+                anchors = find_anchors(train_data, model.input_hw)
+                print(f"anchors by k-means, pixels: {', '.join(f'{w:g} x {h:g}' for w, h in anchors)}")
+                ablations = yolox_ablations(model.input_hw, anchors)
         study = Study(
             model=name,
             recipe=change_recipe(recipe, self.set, model),
@@ -670,7 +686,8 @@ def change_recipe(recipe: Recipe, settings: tuple[str, ...], model: Detector) ->
 def find_anchors(data: CocoDataset, input_hw: tuple[int, int]) -> Anchors:
     """Nine anchors for a data set, smallest first, in whole pixels of the network input."""
     found = kmeans_anchors(box_sizes(data, input_hw))
-    return tuple((float(max(round(width), 1)), float(max(round(height), 1))) for width, height in found.tolist())
+    whole = [(float(max(round(width), 1)), float(max(round(height), 1))) for width, height in found.tolist()]
+    return tuple(sorted(whole, key=math.prod))  # rounding may have changed the order of their areas
 
 
 def _replace(config: Any, name: str, value: Any, setting: str) -> Any:

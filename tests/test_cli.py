@@ -154,9 +154,12 @@ def test_the_same_weights_are_judged_and_used_with_nms_and_without(shapes, tmp_p
     assert len(found["off"]) == 4 * 100  # the best hundred of each picture
     assert found["0"] != found["off"]  # no two boxes of a class may touch
     picture = next((shapes / "val").iterdir())
-    for option in ([], ["--nms-threshold", "off"], ["--nms-threshold", "0.45"]):
+    predicted = []
+    for option in ([], ["--nms-threshold", "off"], ["--nms-threshold", "0"]):
         command = ["predict", picture, "--weights", tmp_path / "free.safetensors", "--out", tmp_path / "found"]
-        assert main([str(word) for word in [*command, *option]]) == 0
+        assert main([str(word) for word in [*command, "--score-threshold", "0", "--no-pictures", *option]]) == 0
+        predicted.append(read_json(tmp_path / "found" / "predictions.json"))
+    assert predicted[0] == predicted[1] != predicted[2]  # a model without NMS stays without
     capsys.readouterr()
     assert "lies between 0 and 1" in fails(capsys, *command, "--nms-threshold", "7")
 

@@ -317,6 +317,7 @@ def assign_by_grid(
     predictions: DensePredictions,
     targets: Targets,
     trace: bool,
+    most_each: int | None = None,
 ) -> Assignment:
     """The result of a rule that looks at grid and objects alone. Slots that are not finite become background.
 
@@ -326,6 +327,7 @@ def assign_by_grid(
         predictions: of the current forward pass.
         targets: for each image `boxes` [G, 4] float xyxy in pixels and `labels` [G] int64.
         trace: keep the steps of every image.
+        most_each: slots that an object can have; None: any number.
     """
     gt = pad_targets(targets)
     # What fills up lies where no rule looks for anything.
@@ -334,4 +336,7 @@ def assign_by_grid(
     matched_gt = torch.where((matched_gt >= 0) & ~predictions.finite, BACKGROUND, matched_gt)
     traces = [match(predictions.grid, gt.boxes_of(image)) for image in range(len(gt))] if trace else None
     on_cpu = matched_gt.device.type == "cpu" and not torch.compiler.is_compiling()
-    return make_assignment(matched_gt, predictions, gt, traces=traces, most=None if on_cpu else matched_gt.shape[1])
+    most = matched_gt.shape[1]
+    if most_each is not None:
+        most = min(most, most_each * gt.boxes.shape[1])
+    return make_assignment(matched_gt, predictions, gt, traces=traces, most=None if on_cpu else most)

@@ -65,7 +65,7 @@ class BestAnchor:
             the same anchor better, has the same cell.
         """
         gt = pad_targets(targets)
-        owned = assign_by_grid(self.match, predictions, gt, trace)
+        owned = assign_by_grid(self.match, predictions, gt, trace, most_each=1)
         # Image by image: all pairs of a batch, with three anchors a cell, would need more memory than the network.
         best_iou = torch.stack(
             [pairwise_iou(gt.boxes[i], predictions.boxes[i]).amax(dim=0).clamp(max=1) for i in range(len(gt))]

@@ -9,6 +9,7 @@ for conflicts are those of FCOS, arXiv 1904.01355, section 3.2; chapter 09.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -58,7 +59,8 @@ class CentreSampling:
             The assignment. An object is without a slot if its centre is outside the grid, or if smaller ones have its
             cells.
         """
-        return assign_by_grid(self.match, predictions, targets, trace)
+        cells = 1 if self.radius is None else math.ceil(2 * self.radius)  # along each axis
+        return assign_by_grid(self.match, predictions, targets, trace, most_each=cells**2)
 
     def match(self, grid: Grid, gt_boxes: Tensor) -> dict[str, Tensor]:
         """Who learns what in one image with the objects [G, 4], step by step, whatever the network says.

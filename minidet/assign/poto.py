@@ -77,7 +77,7 @@ class POTO:
         quality = score ** (1 - self.alpha) * overlap.clamp(min=LEAST_IOU) ** self.alpha
 
         # Each allowed pair counts so much that no sum of qualities is worth leaving an object out for.
-        worth = torch.where(free, quality + len(gt_boxes), 0)
+        worth = torch.where(free, quality.cpu().double() + len(gt_boxes), 0) if len(free) else quality
         owner, column = cheapest_matching(-worth)
         allowed = free[owner, column]
         owner, column = owner[allowed], column[allowed]

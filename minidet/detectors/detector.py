@@ -15,7 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minidet.assign import POTO, Assigner, Assignment, DensePredictions, GroundTruth, OneToOne, Targets, pad_targets
+from minidet.assign import (
+    OTA,
+    POTO,
+    Assigner,
+    Assignment,
+    DensePredictions,
+    GroundTruth,
+    OneToOne,
+    Targets,
+    pad_targets,
+)
 from minidet.data.augment import GREY, RESIZES, fit_geometry
 from minidet.data.augment import resize as resize_image
 from minidet.detectors.detections import Detections
@@ -145,7 +155,10 @@ class Detector(nn.Module):
             return self.assign_of(self.dense_of(x), self.ground_truth(images, targets), trace)
 
     def learn(self, x: Tensor, gt: GroundTruth) -> tuple[dict[str, Tensor], Assignment]:
-        """The computation of a training step, network input in, losses out; nothing in it asks a GPU for a number."""
+        """The computation of a training step, network input in, losses out.
+
+        Nothing in it asks a GPU for a number, unless an assigner matches on the host (`OneToOne`, `POTO`, exact `OTA`).
+        """
         predictions = self.dense_of(x)
         with _full_precision(x):
             assignment = self.assign_of(predictions.detach(), gt, trace=False)
@@ -161,7 +174,7 @@ class Detector(nn.Module):
             MinidetError: an assigner finds its matching on the host, so that no graph can hold the step.
         """
         for rule in self.assigners:
-            if isinstance(rule, OneToOne | POTO):
+            if isinstance(rule, OneToOne | POTO) or (isinstance(rule, OTA) and rule.solver == "exact"):
                 raise MinidetError(
                     f"{self.name}: {type(rule).__name__} finds its matching on the host (scipy), so a training step is "
                     "no single graph. Train without compiling, or choose another assigner."

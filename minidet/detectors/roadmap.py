@@ -74,7 +74,7 @@ def roadmap(input_hw: tuple[int, int], anchors: Anchors | None = None) -> dict[s
     three_by_three = {"assigner": CentreSampling(radius=1.5, level_limit=limit)}
     return {
         "baseline": Rung(
-            "YOLOv3: coupled head, 3 anchors a cell",
+            "YOLOv3: coupled head, anchors",
             Published(38.5, 63.00, 157.3, 10.5),
             {"head": "coupled", **of_yolov3},
             strong_augmentation=False,

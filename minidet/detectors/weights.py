@@ -204,7 +204,8 @@ def transfer_weights(source: Detector, model: Detector, name: str) -> list[str]:
         name: how an error calls the source.
 
     Returns:
-        The keys that keep their fresh weights: none, or the class predictors where the number of classes differs.
+        The keys that keep their fresh weights: none, or the class predictors where the number of classes differs, or
+        the selector, where a detector with NMS goes on without it.
 
     Raises:
         WeightsError: anything else does not fit, so the variants differ.
@@ -212,7 +213,8 @@ def transfer_weights(source: Detector, model: Detector, name: str) -> list[str]:
     own, theirs = model.state_dict(), source.state_dict()
     fitting = {key: value for key, value in theirs.items() if key in own and own[key].shape == value.shape}
     left_out = [key for key in own if key not in fitting]
-    unfit = len(theirs) != len(own) or any("class_predictor" not in key for key in left_out)
+    fresh = [key for key in left_out if "class_predictor" in key or (".selector." in key and key not in theirs)]
+    unfit = len(fresh) < len(left_out) or not theirs.keys() <= own.keys()
     if unfit and source.name != model.name:
         raise WeightsError(
             f"{name}: holds a {source.name}, but a {model.name} is to be trained. Give weights of the same variant, or "

@@ -64,9 +64,9 @@ class YOLOXConfig:
     box_loss: str = "iou"  # or "giou"
     box_weight: float = 5.0
     score_threshold: float = 0.001  # as for COCO's AP; raise it to look at pictures
-    nms_threshold: float = 0.65  # of a detector with NMS
+    nms_threshold: float | None = 0.65  # of a detector with NMS; None suppresses nothing
     class_agnostic: bool = False  # True: boxes suppress each other whatever their classes
-    max_detections: int | None = None  # None: as published, no limit
+    max_detections: int | None = None  # None: as published, no limit; without NMS 100
 
 
 class YOLOX(Detector):
@@ -101,6 +101,7 @@ class YOLOX(Detector):
         self.head = make_head(self.neck.channels, style)
         if config.nms_free:
             self.nms_threshold = None
+        if self.nms_threshold is None:
             self.max_detections = config.max_detections or SELECTED
         normalised = any(config.pixel_mean) or set(config.pixel_std) != {1.0}
         self.register_buffer(
@@ -200,12 +201,17 @@ def share_anchors(anchors: tuple[tuple[float, float], ...], levels: int) -> tupl
     """The anchors of each level: each gets as many, the finest those that stand first.
 
     Raises:
-        MinidetError: they cannot be shared evenly, or one has no area.
+        MinidetError: they cannot be shared evenly, one has no area, or they are not sorted by area.
     """
     if not anchors or len(anchors) % levels or not all(side > 0 for anchor in anchors for side in anchor):
         raise MinidetError(
             f"anchors are {anchors}; they are widths and heights in pixels, above 0, and {levels} levels need a "
             f"multiple of {levels} of them"
+        )
+    areas = [width * height for width, height in anchors]
+    if areas != sorted(areas):
+        raise MinidetError(
+            f"anchors are {anchors}; they stand in the order of their areas, as the finest level comes first"
         )
     each = len(anchors) // levels
     sizes = tuple((float(width), float(height)) for width, height in anchors)

@@ -11,7 +11,13 @@ from matplotlib.axes import Axes
 
 from minidet.draw.figure import INK, PALE, Drawing, new_figure, overlay, plain_style, shorten, write
 
-CURVES = (("#0072B2", "-"), ("#D55E00", (0, (6, 2))), ("#009E73", (0, (6, 2, 1.5, 2))), ("#882255", (0, (1.5, 1.5))))
+CURVES = (
+    ("#0072B2", "-"),
+    ("#D55E00", (0, (6, 2))),
+    ("#009E73", (0, (6, 2, 1.5, 2))),
+    ("#882255", (0, (1.5, 1.5))),
+    ("#56B4E9", (0, (9, 2, 1.5, 2, 1.5, 2))),
+)
 
 
 @plain_style

@@ -82,7 +82,7 @@ def measure_duplicates(
     """Run the model over a data set and count how often it says the same object twice.
 
     Args:
-        model: a detector; its thresholds are used as they stand. With `nms_threshold` 1 nothing is suppressed.
+        model: a detector; its thresholds are used as they stand. With `nms_threshold` None nothing is suppressed.
         dataset: pictures and boxes.
         batch_size: pictures that go through the network together.
         device: where to compute; None means where the model is.

@@ -79,11 +79,11 @@ class HeadInside:
         return float((cosines < 0).float().mean()) if len(cosines) else float("nan")
 
     def scores(self, level: str) -> Tensor:
-        """[B, H, W] score of the best class in every cell."""
+        """[B, H, W] score of the best class, and of the best anchor where there are several, in every cell."""
         grid = self.predictions.grid
         number = LEVELS.index(level)
         best = self.predictions.class_scores().amax(dim=2)[:, grid.levels == number]
-        return best.unflatten(1, grid.level_shapes[number])
+        return best.unflatten(1, (*grid.level_shapes[number], grid.anchors_per_cell)).amax(dim=3)
 
 
 def look_into_head(model: Detector, images: Images, targets: Sequence[Target]) -> HeadInside:

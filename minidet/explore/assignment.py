@@ -382,11 +382,11 @@ def sizes_of(boxes: np.ndarray, counts: np.ndarray) -> list[dict[str, Any]]:
 
 
 def usual_rules(model: Detector) -> tuple[Assigner, ...]:
-    """All strategies: the model's own first, then the others as they are by default."""
-    own = model.config.assigner
+    """All strategies: the model's own first (a selector's after it), then the others as they are by default."""
+    own = model.assigners
     kinds = (SimOTA, UniformMatching, MaxIoU, ATSS, CentreSampling, OneToOne, OTA, BestAnchor, POTO)
     others = [kind() for kind in kinds]
-    return (own, *(rule for rule in others if type(rule) is not type(own)))
+    return (*own, *(rule for rule in others if type(rule) not in map(type, own)))
 
 
 def read_models(models: Any) -> tuple[tuple[str, Detector], ...]:

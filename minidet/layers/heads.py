@@ -51,7 +51,7 @@ class Selector(nn.Module):
     """Two blocks and one logit that let a detector do without NMS: is this the one slot that speaks for its object?
 
     It reads the features of the box branch. With `stop_gradient` it does not change them: everything else in the
-    network then learns just what it would learn without a selector.
+    network then learns just what it would learn without a selector (unless gradients are clipped, all together).
 
     `forward` maps [B, c_in, H, W] to logits [B, n, H, W].
 

@@ -42,7 +42,7 @@ from minidet.training.cells import Ablation, Cell
 from minidet.training.distributed import launched_ranks
 from minidet.training.hardware import choose_device, choose_precision, describe_hardware, evaluation_workers
 from minidet.training.loop import train
-from minidet.training.recipe import Recipe
+from minidet.training.recipe import Recipe, published_augmentation
 from minidet.training.run_folder import differences, read_metrics
 
 
@@ -107,7 +107,7 @@ class Study:
         return {"settings": self.settings, "paths": paths, "command": ["minidet", *sys.argv[1:]]}
 
     def make_model(self, cell: Cell, seed: int) -> Detector:
-        """The detector of a cell with fresh weights, the same ones for the same seed."""
+        """The detector of a cell with fresh weights, for the same seed always the same ones."""
         torch.manual_seed(seed)
         names = self.train_data.class_names
         return create_model(self.model, len(names), **{"class_names": names, **self.changes, **cell.changes})
@@ -185,7 +185,7 @@ def _run(study: Study, cell: Cell, seed: int) -> bool:
     folder = study.run_folder(cell, seed)
     model = study.make_model(cell, seed)
     if (folder / "result.json").exists():
-        _check_same_model(folder, model)
+        _check_same_run(folder, model, {name: getattr(study.recipe_of(cell), name) for name in cell.recipe})
         study.log(f"{folder}: is finished; skipped.")
         return True
     result = train(
@@ -268,11 +268,18 @@ def _claim(study: Study) -> None:
     write_json(path, settings, indent=2)
 
 
-def _check_same_model(folder: Path, model: Detector) -> None:
-    wanted = json.loads(json.dumps(model_description(model)))
-    found = differences(read_json(folder / "config.json").get("model"), wanted)
+def _check_same_run(folder: Path, model: Detector, recipe: dict[str, Any]) -> None:
+    """A finished run counts for a cell if its model and what the cell changes in the recipe are the cell's."""
+    saved = read_json(folder / "config.json")
+    found = differences(saved.get("model"), json.loads(json.dumps(model_description(model))))
     if found:
         raise RunError(f"{folder}: holds the run of a different model ({'; '.join(found)}). Choose another folder.")
+    if "augmentation" in recipe:
+        recipe = {**recipe, "augmentation": recipe["augmentation"] or published_augmentation(model.name)}
+    wanted = json.loads(json.dumps(recipe, default=dataclasses.asdict))
+    found = differences({name: saved.get("recipe", {}).get(name) for name in wanted}, wanted)
+    if found:
+        raise RunError(f"{folder}: was trained in another way ({'; '.join(found)}). Choose another folder.")
 
 
 def _fingerprint(data: CocoDataset) -> dict[str, Any]:

@@ -16,8 +16,9 @@ FIGURES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 READING = (
     "AP: COCO's, mean over the IoU thresholds 0.50 to 0.95, on the validation pictures, of the weights after the last",
     "epoch (their average, where the recipe keeps one); mean over the runs ± standard deviation. small, medium, large:",
-    "AP by the object's size (up to 32 x 32 pixels, up to 96 x 96, more). GMACs (10^9 multiply-adds) and activations",
-    "(memory kept for the backward pass) are those of one image in float32; latency that of its dense predictions.",
+    "AP by the object's size (up to 32 x 32 pixels, up to 96 x 96, more). GMACs (10^9 multiply-adds; twice as many",
+    "GFLOPs) and activations (memory kept for the backward pass) are those of one image in float32; latency is that of",
+    "its dense predictions.",
 )
 
 
@@ -173,12 +174,17 @@ def _cost_table(cells: Sequence[dict[str, Any]]) -> list[str]:
     """What each cell's network costs, in all and part by part, its latency, and what the paper says of its own."""
     known = [cell for cell in cells if cell["cost"]]
     names = ", ".join(part["name"] for part in known[0]["cost"]["parts"])
-    head = ["", *(f"{figure}: {names}" for figure in ("GMACs", "parameters", "activations, MiB")), "latency, ms"]
     paper = any(cell["published"] for cell in known)
+    work, macs = ("GFLOPs", 0.5) if paper else ("GMACs", 1)  # as the paper counts
+    head = ["", *(f"{figure}: {names}" for figure in (work, "parameters", "activations, MiB")), "latency, ms"]
     lines = _markdown_head(head + (["the paper's M parameters", "its GFLOPs", "its ms (V100)"] if paper else []))
     for cell in known:
         row, parts = [cell["words"]], cell["cost"]["parts"]
-        for figure, unit, form in (("gmacs", 1, ".2f"), ("trainable", 1, ",.0f"), ("activation_bytes", 2**20, ".1f")):
+        for figure, unit, form in (
+            ("gmacs", macs, ".2f"),
+            ("trainable", 1, ",.0f"),
+            ("activation_bytes", 2**20, ".1f"),
+        ):
             each = [part[figure] / unit for part in parts]
             row.append(f"{sum(each):{form}}: {' + '.join(f'{value:{form}}' for value in each)}")
         row.append("-" if cell["latency_ms"] is None else f"{cell['latency_ms']:.1f}")

@@ -148,7 +148,12 @@ def yolox_ablations(input_hw: tuple[int, int], anchors: Anchors | None = None) -
                 renamed("nms-free", "selector, one-to-one, stop-gradient", 46.5),
                 selecting("nms-free-no-stop", "without stop-gradient", stop_gradient=False),
                 selecting("nms-free-one-to-many", "selector learns SimOTA's slots", selector_assigner=SimOTA()),
-                Cell("one-to-one", "no selector, all one-to-one", {"assigner": POTO()}, recipe={"augmentation": None}),
+                Cell(
+                    "one-to-one",
+                    "no selector, all one-to-one",
+                    {"assigner": POTO(), "nms_threshold": None},
+                    recipe={"augmentation": None},
+                ),
             ),
             source="The paper's: Table 2 of arXiv 2107.08430, Darknet-53 on COCO val2017.",
         ),

@@ -242,9 +242,9 @@ def train(
         )
         if not len(loader.samples.with_objects):
             raise RunError(f"{train_data.annotations_path}: {NO_BOX}")
-        ranks.at_first(lambda: folder.begin(epochs_done))
         if compiled:
             model.compile()
+        ranks.at_first(lambda: folder.begin(epochs_done))
         if ranks.size > 1:
             state.network = connected(model)
         cut_short = "" if total == recipe.epochs * len(loader) else f"; the last one ends after {total:,} steps in all"

@@ -143,7 +143,8 @@ def save_pictures(model: nn.Module, data: Any, metrics: list[dict[str, Any]], fo
     chosen = sorted({round(i * (len(data) - 1) / max(count - 1, 1)) for i in range(min(count, len(data)))})
     scenes = []
     for_ap = model.nms_threshold, model.class_agnostic
-    model.nms_threshold, model.class_agnostic = 0.45, True  # one box an object is what a person wants to see
+    if model.nms_threshold is not None:  # one box an object is what a person wants to see
+        model.nms_threshold, model.class_agnostic = 0.45, True
     with evaluation_mode(model), torch.no_grad():  # not inference_mode: without an average, this model is still trained
         for index in chosen:
             image = data.image(index)

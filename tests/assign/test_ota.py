@@ -76,12 +76,12 @@ def test_as_epsilon_falls_the_cost_comes_within_1e_4_of_the_optimum_on_200_probl
     costs, supply, demand = random_problems("whole", 200)
     best = torch.stack([(each[0] * exact_plan(*each)).sum() for each in zip(costs, supply, demand, strict=True)])
     means = []
-    for epsilon in (0.1, 0.03, 0.01, 0.003, 0.001):
-        plan = sinkhorn(costs, supply, demand, epsilon, iterations=500, halvings=3)
+    for epsilon in (0.1, 0.03, 0.01, 0.001, 0.0001):
+        plan = sinkhorn(costs, supply, demand, epsilon, iterations=1000, halvings=10)
         plan = made_feasible(plan, supply, demand)
         torch.testing.assert_close(plan.sum(dim=2), supply, rtol=0, atol=1e-9)
         torch.testing.assert_close(plan.sum(dim=1), demand, rtol=0, atol=1e-9)
-        gap = ((costs * plan).sum(dim=(1, 2)) - best) / demand.sum(dim=1)  # for each unit that is sent
+        gap = (costs * plan).sum(dim=(1, 2)) - best
         assert gap.min() > -1e-9  # nothing is cheaper than the optimum
         means.append(float(gap.mean()))
     assert means == sorted(means, reverse=True)

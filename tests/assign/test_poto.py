@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 
+import numpy as np
 import pytest
 import torch
+from scipy.optimize import linear_sum_assignment
 
 from minidet.assign import POTO, DensePredictions
 from minidet.errors import MinidetError
@@ -79,6 +81,20 @@ def test_the_sum_of_qualities_is_the_largest_of_all_matchings(target, seed):
     columns = range(quality.shape[1])
     best = max(sum(quality[g, c] for g, c in enumerate(chosen)) for chosen in itertools.permutations(columns, 3))
     torch.testing.assert_close(trace["quality"][trace["taken"]].sum(), best)
+
+
+def test_with_many_objects_and_an_untrained_network_the_sum_is_still_the_largest(target):
+    grid = make_grid([(40, 40), (20, 20), (10, 10)], (8, 16, 32))
+    generator = torch.Generator().manual_seed(0)
+    centers = grid.centers + grid.strides[:, None] * torch.rand(len(grid), 2, generator=generator)
+    boxes = torch.cat([centers - 2, centers + 2], dim=1)[None]
+    logits = -4.6 + 0.1 * torch.randn(1, len(grid), 3, generator=generator)
+    corner = 290 * torch.rand(100, 2, generator=generator)
+    objects = target(torch.cat([corner, corner + 4 + 20 * torch.rand(100, 2, generator=generator)], dim=1), [1] * 100)
+    trace = POTO()(DensePredictions(grid, boxes, boxes, logits, logits[..., 0]), [objects], trace=True).trace[0]
+    allowed = np.where(trace["free"].numpy(), trace["quality"].double().numpy() + 100, 0)
+    row, column = linear_sum_assignment(allowed, maximize=True)  # in double precision
+    assert torch.equal(trace["taken"].nonzero(), torch.stack([torch.tensor(row), torch.tensor(column)], dim=1))
 
 
 def test_objects_without_any_overlap_have_a_slot_each(target):

@@ -9,12 +9,14 @@ import pytest
 import torch
 
 import minidet
-from minidet.assign import BestAnchor, CentreSampling, SimOTA
+from minidet.assign import OTA, POTO, BestAnchor, CentreSampling, SimOTA
 from minidet.boxes import pairwise_iou, xyxy_to_cxcywh
 from minidet.detectors.roadmap import COCO_ANCHORS, roadmap
+from minidet.detectors.weights import transfer_weights
 from minidet.detectors.yolox import decode, share_anchors
-from minidet.errors import MinidetError
+from minidet.errors import MinidetError, WeightsError
 from minidet.evaluation.speed import count_cost, count_parameters
+from minidet.evaluation.task_gradients import look_into_head
 from minidet.grid import make_grid
 from minidet.losses import raw_box_targets
 
@@ -240,6 +242,11 @@ def test_anchors_that_cannot_be_shared_are_refused(anchors):
         share_anchors(anchors, 3)
 
 
+def test_anchors_out_of_order_are_refused():
+    with pytest.raises(MinidetError, match="order of their areas"):
+        share_anchors(((20, 20), (10, 10), (30, 30)), 3)
+
+
 def test_cocos_anchors_follow_the_input():
     changes = roadmap((208, 416))["baseline"].changes
     assert changes["anchors"][0] == (5, 6.5)
@@ -319,6 +326,32 @@ def test_a_score_is_the_product_of_three_probabilities():
     torch.testing.assert_close(dense.class_scores(), product)
 
 
+def test_a_detector_with_nms_goes_on_without_it():
+    trained, free = make("simota"), make("nms-free")
+    left_out = transfer_weights(trained, free, "trained")
+    assert left_out and all(".selector." in key for key in left_out)
+    dense, own = trained.eval().dense(scene()[0]), free.eval().dense(scene()[0])
+    assert torch.equal(dense.class_logits, own.class_logits) and torch.equal(dense.boxes, own.boxes)
+    with pytest.raises(WeightsError, match="selector"):
+        transfer_weights(free, make("simota"), "free")
+
+
+def test_none_suppresses_nothing_in_any_detector_and_is_kept(tmp_path):
+    model = make("simota", nms_threshold=None)
+    assert model.max_detections == 100
+    minidet.save_weights(model, tmp_path / "w.safetensors")
+    assert minidet.load_model(tmp_path / "w.safetensors").nms_threshold is None
+
+
+def test_what_is_seen_inside_a_head_with_anchors_is_the_best_of_each_cell():
+    images, targets = scene()
+    inside = look_into_head(make("decoupled-head").eval(), images, targets)
+    assert inside.scores("p4").shape == (2, 6, 8)
+    dense = make("decoupled-head").eval().dense(images)
+    best = dense.class_scores().amax(dim=2)[:, 3 * 192 : 3 * 240].view(2, 6, 8, 3).amax(dim=3)
+    torch.testing.assert_close(inside.scores("p4"), best)
+
+
 def test_the_selectors_rule_is_a_setting_and_comes_back(tmp_path):
     model = make("nms-free", selector_assigner=SimOTA(radius=2.0))
     minidet.save_weights(model, tmp_path / "w.safetensors")
@@ -330,6 +363,6 @@ def test_the_selectors_rule_is_a_setting_and_comes_back(tmp_path):
 
 
 def test_what_asks_the_host_is_not_compiled():
-    for model in (make("nms-free"), make("simota", assigner=minidet.assign.POTO())):
-        with pytest.raises(MinidetError, match="POTO.*on the host"):
+    for model in (make("nms-free"), make("simota", assigner=POTO()), make("simota", assigner=OTA(solver="exact"))):
+        with pytest.raises(MinidetError, match=r"(POTO|OTA) finds its matching on the host"):
             copy.deepcopy(model).compile()

@@ -348,7 +348,7 @@ def test_what_lets_a_detector_do_without_nms_is_switched_one_by_one():
     by_name = {cell.name: cell.changes for cell in YOLOX_ABLATIONS["nms-free"].cells}
     assert by_name["nms-free-no-stop"] == by_name["nms-free"] | {"stop_gradient": False}
     assert by_name["nms-free-one-to-many"] == by_name["nms-free"] | {"selector_assigner": SimOTA()}
-    assert by_name["one-to-one"] == {"assigner": POTO()}
+    assert by_name["one-to-one"] == {"assigner": POTO(), "nms_threshold": None}
     rules = [type(cell.changes["assigner"]) for cell in YOLOX_ABLATIONS["assignment"].cells]
     assert rules[-2:] == [SimOTA, OTA]
 
@@ -361,6 +361,15 @@ def test_a_cell_can_change_the_recipe_and_the_report_says_so(study_of, tmp_path)
     cells = result.results["ablations"]["lengths"]["cells"]
     assert [cell["changes"] for cell in cells] == [{}, {"epochs": "1"}]
     assert all(cell["latency_ms"] > 0 for cell in cells)
+
+
+def test_the_finished_run_of_another_recipe_does_not_count_for_a_cell(study_of, tmp_path):
+    def study(epochs):
+        return {"one": Ablation("?", (Cell("one", "one", recipe={"epochs": epochs}),))}
+
+    ablate(study_of(tmp_path / "out"), study(1), ["one"], [0])
+    (failure,) = ablate(study_of(tmp_path / "out"), study(2), ["one"], [0]).failures
+    assert "was trained in another way (epochs: the run has 1, now it is 2)" in failure
 
 
 def test_a_cell_that_two_comparisons_share_is_trained_once(study_of, tmp_path):
@@ -397,6 +406,8 @@ def test_the_command_climbs_the_road_map_with_anchors_of_its_own_data(tmp_path, 
     assert all(each["hsv_prob"] == 1 and each["flip_prob"] == 0.5 for each in augmentations)
     assert main([*command, "--model", "yolof-r18-c5"]) == 2
     assert "name one of those" in capsys.readouterr().err
+    assert main([*command, "--set", "augmentation.flip_prob=0"]) == 2
+    assert "cannot be set for all of them" in capsys.readouterr().err
 
 
 # ---- figures and picture --------------------------------------------------------------------------------------------
