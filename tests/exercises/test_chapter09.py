@@ -242,7 +242,7 @@ def in_double(raw, cells, strides):
         (with_half, "boxes[0, 0] is 32, not 24.", "there is no 0.5 in the decoding"),
         (with_sigmoid, "boxes[0, 0] is", "That is YOLOv3's"),
         (uncut, "The first of them: very large sizes.", "Sizes are not cut"),
-        (cut_at_the_number_itself, "The first of them: very large sizes.", ""),
+        (cut_at_the_number_itself, "The first of them: very large sizes.", "cut it at ln(10,000)"),
         (whole_size_to_each_side, "boxes[0, 0] is 8, not 24.", "only half of the size"),
         (centres_and_sizes, "boxes[0, 0] is 40, not 24.", "Wanted are corners"),
         (sizes_in_strides, "boxes[0, 0] is 39, not 24.", "multiply them by the stride to have pixels"),
