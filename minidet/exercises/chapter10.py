@@ -229,8 +229,8 @@ MATCH = Exercise(
         ),
         Mistake(
             _match_with(across=True),
-            "Your function gives every wanted slot to the object that it costs least. That is right for contested slots "
-            "only: a slot that a single object wants is its own.",
+            "Your function gives every wanted slot to the object that it costs least. That is right for contested "
+            "slots only: a slot that a single object wants is its own.",
         ),
         Mistake(
             _match_with(conflict="best overlap"),
@@ -262,8 +262,8 @@ MATCH = Exercise(
         ),
         Mistake(
             _match_with(k="fixed"),
-            "In your function every object takes max_k slots. k is dynamic: the sum of the object's max_k largest IoUs, "
-            "rounded down.",
+            "In your function every object takes max_k slots. k is dynamic: the sum of the object's max_k largest "
+            "IoUs, rounded down.",
         ),
         Mistake(
             _match_with(largest=True),
