@@ -99,7 +99,7 @@ PRICES = Exercise(
         Mistake(_prices_with(weight=1.0), "The IoU part has a weight: three times -log IoU."),
         Mistake(
             _prices_with(sign=-1.0),
-            "A good overlap makes the pair dearer here. log IoU is negative; its part of the price is -log IoU.",
+            "A good overlap makes your pair dearer. log IoU is negative; its part of the price is -log IoU.",
         ),
         Mistake(
             _prices_with(linear=True),
@@ -224,45 +224,46 @@ MATCH = Exercise(
     mistakes=(
         Mistake(
             _match_with(conflict="cheapest of those"),
-            "A contested slot goes to the cheapest of those who want it here. As published it goes to the cheapest of "
-            "*all* objects, even one that did not ask.",
+            "Your function gives a contested slot to the cheapest of those who want it. As published it goes to the "
+            "cheapest of *all* objects, even one that did not ask.",
         ),
         Mistake(
             _match_with(across=True),
-            "Here every wanted slot goes to the object that it costs least. That is right for contested slots only: a "
-            "slot that a single object wants is its own.",
+            "Your function gives every wanted slot to the object that it costs least. That is right for contested "
+            "slots only: a slot that a single object wants is its own.",
         ),
         Mistake(
             _match_with(conflict="best overlap"),
-            "Contested slots go to the best overlap here. What decides is the price.",
+            "Your function gives contested slots to the best overlap. What decides is the price.",
         ),
         Mistake(
             _match_with(conflict="first"),
-            "Contested slots go to the first object here. They go to the object that they cost least.",
+            "Your function gives contested slots to the first object. They go to the object that they cost least.",
         ),
         Mistake(
             _match_with(conflict="last"),
-            "Contested slots go to the last object here, as if each wrote over the one before. They go to the object "
-            "that they cost least.",
+            "Your function gives contested slots to the last object, as if each wrote over the one before. They go to "
+            "the object that they cost least.",
         ),
         Mistake(
             _match_with(conflict="nobody"),
-            "Contested slots go to nobody here. The object that they cost least keeps them.",
+            "Your function gives contested slots to nobody. The object that they cost least keeps them.",
         ),
         Mistake(
             _match_with(least=0),
-            "An object whose IoUs sum to less than 1 has k = 0 here. Every object asks for at least one slot.",
+            "An object whose IoUs sum to less than 1 has k = 0 in your function. Every object asks for at least "
+            "one slot.",
         ),
         Mistake(_match_with(k="round"), "The sum of IoUs is rounded to the nearest number. k is rounded *down*."),
         Mistake(_match_with(k="up"), "The sum of IoUs is rounded up. k is rounded *down*."),
         Mistake(
             _match_with(k="all"),
-            "All IoUs are summed here. Only the max_k largest of an object count: topk() along the slots.",
+            "Your function sums all IoUs. Only the max_k largest of an object count: topk() along the slots.",
         ),
         Mistake(
             _match_with(k="fixed"),
-            "Every object takes max_k slots here. k is dynamic: the sum of the object's max_k largest IoUs, rounded "
-            "down.",
+            "In your function every object takes max_k slots. k is dynamic: the sum of the object's max_k largest "
+            "IoUs, rounded down.",
         ),
         Mistake(
             _match_with(largest=True),
@@ -377,10 +378,10 @@ PLAN = Exercise(
         ),
         Mistake(
             _plan_with(order="columns, rows"),
-            "Columns are set before rows here. A round sets the rows first and the columns last, so that at the end "
-            "every slot has its demand.",
+            "Your function sets columns before rows. A round sets the rows first and the columns last, so that at "
+            "the end every slot has its demand.",
         ),
-        Mistake(_plan_with(sign=1.0), "The dearest ways get most here. It is exp of *minus* price / epsilon."),
+        Mistake(_plan_with(sign=1.0), "In your plan the dearest ways get most. It is exp of *minus* price / epsilon."),
         Mistake(_plan_with(divide=False), "epsilon is missing: the plan starts from exp(-price / epsilon)."),
         Mistake(
             _plan_with(once=True),
