@@ -1,4 +1,4 @@
-"""The command line: `minidet models`, `data`, `train`, `ablate`, `eval`, `predict`, `bench`, `import-official`, `demo`.
+"""The command line: `minidet models`, `data`, `train`, `ablate`, `grade`, `eval`, `predict`, `bench`, `demo` and more.
 
 Each command is a dataclass: its fields are the options, the comments behind them the help. Chapter 00 and the README
 use them all.
@@ -53,11 +53,12 @@ from minidet.detectors.zoo import model_card
 from minidet.errors import DataError, MinidetError, RunError
 from minidet.evaluation.average_precision import AveragePrecision, evaluate, evaluate_detections
 from minidet.evaluation.predict import predict_dataset
-from minidet.files import write_json
+from minidet.files import atomic_write, write_json
 from minidet.training.ablation import Study, ablate
 from minidet.training.ablation_report import format_table
 from minidet.training.cells import FAMILIES, YOLOF_ABLATIONS, yolox_ablations
 from minidet.training.distributed import launched_ranks
+from minidet.training.grade import Rules, format_grades, grade, mark_list, parse_requirements
 from minidet.training.hardware import choose_device, choose_precision, evaluation_workers
 from minidet.training.interrupt import EXIT_CODE, StopNow
 from minidet.training.loop import TrainingResult, train
@@ -379,6 +380,63 @@ class Ablate:
 
 
 @dataclass(frozen=True)
+class Grade:
+    """Check that run folders, as a class hands them in, are whole and honest runs: a line each, and what is wrong.
+
+    Looks for missing, doubled and impossible lines of metrics.jsonl; steps and learning rates that are not the
+    recipe's; weights that do not load, are not of the model in config.json or (with --data) do not reach the AP that is
+    claimed; other data than those given out; and folders that hold the same. Interrupted and resumed runs are fine.
+    Exits with 1 when there are findings.
+
+    It cannot see everything: not who trained a run, unless the other folder is handed in too; not losses or an AP in
+    between that were changed to others that could be; not figures made up with care to fit made-up weights; not a
+    training on validation pictures that hides it. The same command and seed on like processors gives equal numbers, so
+    give everybody a --seed of their own. Nothing in a folder is run: checkpoints are not even opened.
+    """
+
+    runs: Positional[tuple[Path, ...]]  # the folders of `minidet train`
+    data: Path | None = (
+        None  # the data set that was given out: compare, and measure AP anew; without, AP is taken on trust
+    )
+    train_split: str = "train"  # learned from this split of it; "" to compare none
+    val_split: str = "val"  # judged by this one
+    require: tuple[str, ...] = ()
+    """Settings that must be there, such as model=yolox-nano epochs=20 recipe.base_lr=0.16: any key of config.json."""
+    min_ap: float | None = None  # lowest AP, from 0 to 1, of the best epoch; measured, or without --data claimed
+    min_ap50: float | None = None  # likewise at IoU 0.50
+    tolerance: float = 0.005
+    """By how much a measured AP may differ from the claimed one; another processor changes its last digits."""
+    device: str = "auto"  # where AP is measured: cpu, cuda, mps
+    json: Path | None = None  # also write all figures and findings as JSON
+    csv: Path | None = None  # also write a mark list for a spreadsheet
+
+    def run(self) -> int:
+        require = parse_requirements(self.require)
+        if not self.runs:
+            raise MinidetError("name at least one run folder, before the options")
+        rules = Rules(
+            train_data=load_split(self.data, self.train_split) if self.data and self.train_split else None,
+            val_data=load_split(self.data, self.val_split) if self.data else None,
+            require=require,
+            min_ap=self.min_ap,
+            min_ap50=self.min_ap50,
+            tolerance=self.tolerance,
+            device=choose_device(self.device),
+            progress=sys.stderr.isatty(),
+        )
+        graded = grade(self.runs, rules, log=lambda line: print(line, file=sys.stderr))
+        print(format_grades(graded))
+        if self.data is None:
+            print("AP was not measured and the data were not compared: give --data.")
+        if self.json is not None:
+            write_json(self.json, [run.to_dict() for run in graded], indent=2)
+        if self.csv is not None:
+            with atomic_write(self.csv) as file:
+                file.write(mark_list(graded))
+        return DEFECTS_FOUND if any(run.findings for run in graded) else 0
+
+
+@dataclass(frozen=True)
 class Eval:
     """COCO's average precision, whole, by size and by class.
 
@@ -619,6 +677,7 @@ Command = (
     | Annotated[Data, subcommand("data")]
     | Annotated[Train, subcommand("train")]
     | Annotated[Ablate, subcommand("ablate")]
+    | Annotated[Grade, subcommand("grade")]
     | Annotated[Eval, subcommand("eval")]
     | Annotated[Predict, subcommand("predict")]
     | Annotated[Bench, subcommand("bench")]

@@ -63,7 +63,18 @@ def test_models_lists_every_variant_with_its_published_figures(capsys):
 
 @pytest.mark.parametrize(
     "command",
-    [[], ["data"], ["data", "shapes"], ["train"], ["ablate"], ["eval"], ["predict"], ["import-official"], ["demo"]],
+    [
+        [],
+        ["data"],
+        ["data", "shapes"],
+        ["train"],
+        ["ablate"],
+        ["grade"],
+        ["eval"],
+        ["predict"],
+        ["import-official"],
+        ["demo"],
+    ],
 )
 def test_every_command_explains_itself(command, capsys):
     with pytest.raises(SystemExit) as stop:
