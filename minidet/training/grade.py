@@ -639,25 +639,35 @@ def _find_copies(runs: Sequence[GradedRun]) -> None:
 
 def _in_common(run: GradedRun, other: GradedRun) -> str | None:
     """What two folders share, as a text with a place for {others}; None for nothing."""
+    pairs = _common_epochs(run, other)
     weights = bool(set(run.weights.values()) & set(other.weights.values()))
-    metrics = bool(run.rows) and _without_times(run.rows) == _without_times(other.rows)
-    times = metrics and [_times(row) for row in run.rows] == [_times(row) for row in other.rows]
-    if not (weights or metrics):
-        return None
-    what = " and ".join(name for name, same in (("weights", weights), ("metrics", metrics)) if same)
+    metrics = bool(pairs) and all(_without_times(one) == _without_times(two) for one, two in pairs)
+    times = sum(_times(one) == _times(two) != [None, None] for one, two in pairs) > len(pairs) / 2
+    what = " and ".join(name for name, same in (("weights", weights), ("figures", metrics)) if same)
     if times:
-        return f"{what} are those of {{others}}, down to the seconds that each epoch took: one is a copy. Ask both."
-    if weights and metrics:
+        what = f"{what} and the seconds" if what else "the seconds"
+        return f"{what} that epochs took are those of {{others}}: one is a copy. Ask both."
+    if metrics:
         return (
-            "weights and losses are those of {others}, number for number, but not the seconds that each epoch took: a "
-            "copy with other times, or two runs of the same command and seed on like processors, which give the same "
-            "numbers. Ask both, and give everybody a --seed of their own."
+            f"{what} are those of {{others}}, number for number, but not the seconds that epochs took: a copy with "
+            "other times, or two runs of the same settings and seed on like processors, which give the same numbers. "
+            "Ask both, and give everybody a --seed of their own."
         )
-    return f"{what} are those of {{others}}, number for number, while the rest differs: one was copied. Ask both."
+    return (
+        "weights are those of {others}, number for number, while figures differ: one is a copy. Ask both."
+        if weights
+        else None
+    )
 
 
-def _without_times(rows: list[dict[str, Any]]) -> str:
-    return json.dumps([{key: value for key, value in row.items() if key not in TIMES} for row in rows], sort_keys=True)
+def _common_epochs(run: GradedRun, other: GradedRun) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Pairs of rows of the same epoch: of a copy, some may have been left out."""
+    theirs = {row["epoch"]: row for row in other.rows}
+    return [(row, theirs[row["epoch"]]) for row in run.rows if row["epoch"] in theirs]
+
+
+def _without_times(row: dict[str, Any]) -> str:
+    return json.dumps({key: value for key, value in row.items() if key not in TIMES}, sort_keys=True)
 
 
 def _times(row: dict[str, Any]) -> list[Any]:

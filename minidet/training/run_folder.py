@@ -260,9 +260,14 @@ def default_config(model: Detector) -> dict[str, Any]:
 
     A run that was begun before a setting existed lacks it in its config.json; it was run with what is the default now.
     """
+    default = type(model.config)()
+    description = config_description(default)
+    for name in (each.name for each in dataclasses.fields(default) if each.name.endswith("assigner")):
+        kind = type(getattr(model.config, name))
+        if kind is not type(getattr(default, name)):  # a rule of another kind has defaults of its own
+            description[name] = dataclasses.asdict(kind())
     defaults = {
-        "model": config_description(type(model.config)())
-        | {"assigner": dataclasses.asdict(type(model.config.assigner)())},
+        "model": description,
         "recipe": dataclasses.asdict(Recipe(augmentation=Augmentation())),
     }
     return json.loads(json.dumps(defaults))

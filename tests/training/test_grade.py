@@ -190,10 +190,19 @@ def test_a_run_without_validation_pictures_is_whole_but_not_good_enough(data, ru
 def test_a_run_from_before_fingerprints_is_compared_by_classes_and_numbers(handed_in, rules):
     config = json.loads((handed_in / "config.json").read_text())
     del config["fingerprints"], config["recipe"]["nesterov"], config["model"]["box_weight"]
+    del config["model"]["nms_free"], config["model"]["selector_assigner"]
     (handed_in / "config.json").write_text(json.dumps(config))
     result = graded(handed_in, rules)
     assert result.findings == []
     assert ["no fingerprint" in note for note in result.notes] == [True]
+
+
+def test_a_selector_with_a_rule_of_another_kind_than_the_default_passes(squares, tmp_path):
+    recipe = dataclasses.replace(SMALL, epochs=1, final_epochs=0)
+    changes = {"nms_free": True, "selector_assigner": minidet.assign.SimOTA()}
+    run(tmp_path / "run", squares, recipe, tiny_model(**changes), val_data=None)
+    assert graded(tmp_path / "run").findings == []
+    run(tmp_path / "run", squares, recipe, tiny_model(**changes), val_data=None, resume=True)  # nor is this refused
 
 
 # ---- metrics that were changed --------------------------------------------------------------------------------------
@@ -375,7 +384,7 @@ def test_weights_of_another_run_do_not_reach_the_ap_that_is_claimed(runs, handed
     both = grade([handed_in, runs["ben"]], Rules())
     assert [result.names for result in both] == [["copy"], ["copy"]]
     assert "weights are those of" in both[0].findings[0].text
-    assert "while the rest differs: one was copied" in both[0].findings[0].text
+    assert "while figures differ: one is a copy" in both[0].findings[0].text
 
 
 def test_one_exchanged_file_of_two_that_must_be_equal_is_seen_without_data(runs, handed_in):
@@ -411,8 +420,18 @@ def test_a_copied_folder_is_named_in_both(runs, handed_in):
     anna, ben, copy = grade([runs["anna"], runs["ben"], handed_in], Rules())
     assert ben.findings == []
     text = text_of(copy, "copy")
-    assert f"weights and metrics are those of {runs['anna']}, down to the seconds" in text
+    assert f"weights and figures and the seconds that epochs took are those of {runs['anna']}: one is a copy" in text
     assert str(handed_in) in text_of(anna, "copy")
+
+
+def test_a_copy_with_other_figures_fewer_epochs_and_other_weights_is_known_by_its_times(runs, handed_in):
+    rows = rows_of(handed_in)
+    write_rows(handed_in, [{**row, "losses": {"loss_box": 1.0}} for row in rows[:4]])
+    for name in ("best.safetensors", "last.safetensors"):
+        shutil.copy(runs["ben"] / name, handed_in / name)
+    result = grade([runs["anna"], handed_in], Rules())[1]
+    assert result.names == ["unfinished", "copy"]
+    assert f": the seconds that epochs took are those of {runs['anna']}" in result.findings[1].text
 
 
 def test_weights_that_were_saved_anew_are_still_known_as_a_copy(runs, handed_in):
@@ -426,11 +445,13 @@ def test_weights_that_were_saved_anew_are_still_known_as_a_copy(runs, handed_in)
 
 
 def test_equal_numbers_with_other_times_may_also_be_two_runs_of_one_seed(runs, handed_in):
-    rows = rows_of(handed_in)
-    write_rows(handed_in, [{**row, "seconds": row["seconds"] + 1} for row in rows])
+    rows = [{**row, "seconds": row["seconds"] + 1} for row in rows_of(handed_in)]
+    write_rows(handed_in, rows)
     text = text_of(grade([runs["anna"], handed_in], Rules())[1], "copy")
-    assert "two runs of the same command and seed on like processors" in text
+    assert "two runs of the same settings and seed on like processors" in text
     assert "--seed of their own" in text
+    write_rows(handed_in, rows[:4])  # one of them was stopped
+    assert "two runs of the same settings" in grade([runs["anna"], handed_in], Rules())[1].findings[-1].text
     write_rows(handed_in, [{**row, "skipped_pictures": 1} for row in rows])
     text = text_of(grade([runs["anna"], handed_in], Rules())[1], "copy")
     assert "weights are those of" in text
