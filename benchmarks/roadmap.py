@@ -21,7 +21,7 @@ import tyro
 
 from minidet.data.coco import CocoDataset, load_split
 from minidet.detectors import Detector, load_model
-from minidet.detectors.roadmap import roadmap
+from minidet.detectors.roadmap import Rung, roadmap
 from minidet.draw import save_figure
 from minidet.draw.assignment import AssignmentPanel, draw_assignment
 from minidet.evaluation.average_precision import annotations_of, evaluate_detections, score_rows
@@ -68,6 +68,11 @@ def panel_of(model: Detector, picture: tuple, title: str) -> tuple[AssignmentPan
     return dataclasses.replace(panel, title=title), bench.ground(0, 0).strides
 
 
+def title_of(rung: Rung) -> str:
+    words = rung.words.removeprefix("+ ")
+    return words[0].upper() + words[1:]
+
+
 def main(options: Options) -> None:
     data = load_split(options.data, "val")
     image, target = data.image(options.picture), data.target(options.picture)
@@ -83,7 +88,7 @@ def main(options: Options) -> None:
             figures |= {"slots": mean(slots), "without": slots.count(0) / len(slots)}
             runs.append({"run": path.parent.name, **figures})
             if name in DRAWN and len(runs) == 1:
-                panel, strides = panel_of(model, (image, target), rung.words.removeprefix("+ ").capitalize())
+                panel, strides = panel_of(model, (image, target), title_of(rung))
                 panels.append(panel)
         if not runs:
             continue
