@@ -58,7 +58,7 @@ class BestAnchor:
             predictions: of the current forward pass.
             targets: for each image `boxes` [G, 4] float xyxy in pixels of the network input and `labels` [G] int64.
             trace: keep shapes, candidates and conflicts of every image, and `best_iou` [A], the largest overlap of each
-                slot's predicted box with an object.
+                slot's predicted box with an object, 0 where the prediction is not finite.
 
         Returns:
             The assignment. An object is without a slot if its centre is outside the grid, or if another one, which fits
@@ -70,6 +70,7 @@ class BestAnchor:
         best_iou = torch.stack(
             [pairwise_iou(gt.boxes[i], predictions.boxes[i]).amax(dim=0).clamp(max=1) for i in range(len(gt))]
         )
+        best_iou = best_iou.where(predictions.finite, 0)
         ignored = (best_iou > self.ignore_iou) & (owned.matched_gt == BACKGROUND)
         steps = owned.trace and tuple(
             {**step, "best_iou": overlap} for step, overlap in zip(owned.trace, best_iou, strict=True)
