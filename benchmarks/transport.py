@@ -13,8 +13,7 @@ gives each slot to the row with the largest share of it, after dividing each row
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from minidet.assign import BACKGROUND, OTA, DensePredictions, SimOTA
 from minidet.assign.simota import cheapest, owners
 from minidet.data.coco import load_split
 from minidet.draw import AgreementPanel, draw_agreement, save_figure
+from minidet.evaluation.timing import time_in_turn
 from minidet.explore.stages import load_stages
 from minidet.files import read_json, write_json
 from minidet.grid import make_grid
@@ -47,7 +47,7 @@ class Options:
     batches: tuple[int, ...] = (1, 8)  # images
     size: int = 640  # side of the network input, a multiple of 32: 640 has 8400 slots
     classes: int = 80
-    repeat: int = 15  # turns, of which the median counts
+    seconds: float = 10  # about so long each solver is measured
     threads: int = 2  # of torch
     device: str = "cpu"  # for the times
     time_only: bool = False  # leave the agreement as it is recorded
@@ -74,20 +74,6 @@ def random_batch(options: Options, batch: int, device: torch.device) -> tuple[De
     return DensePredictions(grid, boxes, boxes, logits[..., 1:], logits[..., 0]), targets
 
 
-def median_ms(tasks: dict[str, Callable[[], object]], repeat: int, device: torch.device) -> dict[str, float]:
-    """The tasks in turn, A B C A B C ..., so that a machine that slows down slows all of them."""
-    times: dict[str, list[float]] = {name: [] for name in tasks}
-    for turn in range(repeat + 1):
-        for name, task in tasks.items():
-            started = time.perf_counter()
-            task()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            if turn:
-                times[name].append(time.perf_counter() - started)
-    return {name: round(1000 * sorted(each)[len(each) // 2], 2) for name, each in times.items()}
-
-
 def measure(options: Options) -> dict:
     device = choose_device(options.device)
     record = {"hardware": describe_hardware(device), "torch": torch.__version__, "threads": options.threads}
@@ -97,7 +83,8 @@ def measure(options: Options) -> dict:
     for batch in options.batches:
         predictions, targets = random_batch(options, batch, device)
         tasks = {name: lambda r=rule, p=predictions, t=targets: r(p, t) for name, rule in rules.items()}
-        row = {"batch": batch, **median_ms(tasks, options.repeat, device)}
+        times = time_in_turn(tasks, device, options.seconds)
+        row = {"batch": batch, **{name: round(each.ms, 2) for name, each in times.items()}}
         record["milliseconds"].append(row)
         print(row)
     return record
@@ -209,9 +196,10 @@ def main(options: Options) -> None:
     out = options.out or RESULTS / f"transport_{choose_device(options.device).type}.json"
     if not options.time_only:
         record["agreement"] = agreement(options)
-        save_figure(figure_of(record["agreement"]), out.parent / "transport.png")
     elif out.exists():
         record = read_json(out)
+    if "agreement" in record:
+        save_figure(figure_of(record["agreement"]), out.parent / "transport.png")
     write_json(out, record | {"time": measure(options)}, indent=1)
 
 

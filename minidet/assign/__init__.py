@@ -24,12 +24,16 @@ from minidet.assign.poto import POTO
 from minidet.assign.simota import SimOTA
 from minidet.assign.uniform import UniformMatching
 
+# Every strategy, in the order in which explorers offer them.
+STRATEGIES = (SimOTA, UniformMatching, MaxIoU, ATSS, CentreSampling, OneToOne, OTA, BestAnchor, POTO)
+
 __all__ = [
     "ATSS",
     "BACKGROUND",
     "IGNORED",
     "OTA",
     "POTO",
+    "STRATEGIES",
     "Assigner",
     "Assignment",
     "BestAnchor",

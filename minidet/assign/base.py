@@ -215,7 +215,10 @@ class Assignment:
 
 
 class Assigner(Protocol):
-    """Anything that turns predictions and targets into an `Assignment`, without gradients."""
+    """Anything that turns predictions and targets into an `Assignment`, without gradients.
+
+    One whose `on_host` is true finds its matching on the host, so a GPU is waited for, and no graph can hold the step.
+    """
 
     def __call__(self, predictions: DensePredictions, targets: Targets, trace: bool = False) -> Assignment: ...
 

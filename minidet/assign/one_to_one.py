@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -38,6 +39,8 @@ class OneToOne:
     class_weight: float = 2.0
     l1_weight: float = 5.0
     giou_weight: float = 2.0
+
+    on_host: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_settings(self, "OneToOne")

@@ -73,6 +73,11 @@ class OTA:
         ranges = {"radius": (0, 1e6), "iou_weight": (0, 1e6), "max_k": (1, 10_000)}
         check_settings(self, "OTA", {**ranges, "epsilon": (1e-6, 1e6), "iterations": (1, 10_000)})
 
+    @property
+    def on_host(self) -> bool:
+        """The exact optimum is found there."""
+        return self.solver == "exact"
+
     @torch.no_grad()
     def __call__(self, predictions: DensePredictions, targets: Targets, trace: bool = False) -> Assignment:
         """Assign a batch.

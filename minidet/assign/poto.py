@@ -11,6 +11,7 @@ of arXiv 2101.11782; chapter 11.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -36,6 +37,8 @@ class POTO:
 
     alpha: float = 0.8
     radius: float = 1.5
+
+    on_host: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_settings(self, "POTO", {"radius": (0, 1e6)})

@@ -15,17 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minidet.assign import (
-    OTA,
-    POTO,
-    Assigner,
-    Assignment,
-    DensePredictions,
-    GroundTruth,
-    OneToOne,
-    Targets,
-    pad_targets,
-)
+from minidet.assign import Assigner, Assignment, DensePredictions, GroundTruth, Targets, pad_targets
 from minidet.data.augment import GREY, RESIZES, fit_geometry
 from minidet.data.augment import resize as resize_image
 from minidet.detectors.detections import Detections
@@ -174,7 +164,7 @@ class Detector(nn.Module):
             MinidetError: an assigner finds its matching on the host, so that no graph can hold the step.
         """
         for rule in self.assigners:
-            if isinstance(rule, OneToOne | POTO) or (isinstance(rule, OTA) and rule.solver == "exact"):
+            if getattr(rule, "on_host", False):
                 raise MinidetError(
                     f"{self.name}: {type(rule).__name__} finds its matching on the host (scipy), so a training step is "
                     "no single graph. Train without compiling, or choose another assigner."

@@ -15,18 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as tensors_to_bytes
 
-from minidet.assign import (
-    ATSS,
-    OTA,
-    POTO,
-    Assigner,
-    BestAnchor,
-    CentreSampling,
-    MaxIoU,
-    OneToOne,
-    SimOTA,
-    UniformMatching,
-)
+from minidet.assign import STRATEGIES, Assigner
 from minidet.detectors.detector import Detector
 from minidet.detectors.tensor_files import what_it_is
 from minidet.detectors.yolof import YOLOFConfig
@@ -35,10 +24,7 @@ from minidet.detectors.zoo import create_model, model_card
 from minidet.errors import MinidetError, WeightsError
 from minidet.files import atomic_write
 
-ASSIGNERS = {
-    kind.__name__: kind
-    for kind in (ATSS, BestAnchor, CentreSampling, MaxIoU, OneToOne, OTA, POTO, SimOTA, UniformMatching)
-}
+ASSIGNERS = {kind.__name__: kind for kind in STRATEGIES}
 
 
 def model_description(model: Detector) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from minidet.draw.figure import INK, PALE, Drawing, new_figure, overlay, plain_style, shorten, text_width, write
+from minidet.draw.look import LIGHT, plain_axes
 from minidet.draw.palette import PALETTE
 
 COLOURS = (PALETTE[5], PALETTE[2], PALETTE[4], PALETTE[7])  # vermilion, green, blue, dark red: for any colour vision
@@ -94,10 +95,7 @@ def _panel(axes: Axes, stages: Sequence[str], panel: AgreementPanel, grows: str)
         axes.yaxis.set_major_locator(FixedLocator(ticks))
         axes.yaxis.set_minor_locator(NullLocator())
         axes.set_yticklabels([f"{value:,g}" for value in ticks])
-    axes.tick_params(labelsize=11, colors=PALE, length=0)
-    axes.grid(axis="y", color="#EEEEEE", linewidth=0.8)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color("#BBBBBB")
+    plain_axes(axes, LIGHT, grid="y")
 
 
 def _is_number(value: float | None) -> bool:

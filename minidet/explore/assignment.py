@@ -15,19 +15,11 @@ import numpy as np
 import torch
 
 from minidet.assign import (
-    ATSS,
     IGNORED,
-    OTA,
-    POTO,
+    STRATEGIES,
     Assigner,
     Assignment,
-    BestAnchor,
-    CentreSampling,
     DensePredictions,
-    MaxIoU,
-    OneToOne,
-    SimOTA,
-    UniformMatching,
 )
 from minidet.detectors import Detector
 from minidet.draw.assignment import AssignmentPanel, Marks
@@ -384,9 +376,7 @@ def sizes_of(boxes: np.ndarray, counts: np.ndarray) -> list[dict[str, Any]]:
 def usual_rules(model: Detector) -> tuple[Assigner, ...]:
     """All strategies: the model's own first (a selector's after it), then the others as they are by default."""
     own = model.assigners
-    kinds = (SimOTA, UniformMatching, MaxIoU, ATSS, CentreSampling, OneToOne, OTA, BestAnchor, POTO)
-    others = [kind() for kind in kinds]
-    return (*own, *(rule for rule in others if type(rule) not in map(type, own)))
+    return (*own, *(kind() for kind in STRATEGIES if kind not in map(type, own)))
 
 
 def read_models(models: Any) -> tuple[tuple[str, Detector], ...]:
