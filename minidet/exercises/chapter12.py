@@ -1,4 +1,4 @@
-"""The exercises of chapter 12: the learning rate of a step, an averaged weight, the closing phase, a member's plan."""
+"""The exercises of chapter 12: the learning rate of a step, an averaged weight, the losses, a member's plan."""
 
 from __future__ import annotations
 
@@ -228,77 +228,129 @@ AVERAGE = Exercise(
     ),
 )
 
-# ---- the closing phase ----------------------------------------------------------------------------------------------
+# ---- the losses -----------------------------------------------------------------------------------------------------
 
 
-def closing_epochs(epochs: int, final_epochs: int) -> Tensor:
-    """Which epochs belong to the closing phase: [epochs] bool, the first epoch at place 0."""
-    return _closing_with()(epochs, final_epochs)
+def three_losses(
+    object_logits: Tensor, class_logits: Tensor, kinds: Tensor, overlaps: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Box, objectness and class loss of a batch, weighted, from what its slots say: [A], [A, C], [A] int64, [A].
+
+    `kinds` is the class of the slot's object, -1 for a negative slot; `overlaps` the IoU of its box with that object,
+    which means nothing for a negative one.
+    """
+    return _losses_with()(object_logits, class_logits, kinds, overlaps)
 
 
-def _closing_with(shift: int = 1, always: bool = False, inverted: bool = False) -> Callable[..., Tensor]:
-    """`closing_epochs`, or one that differs from it in one place."""
+def _losses_with(
+    box_weight: float = 5,
+    power: int = 2,
+    all_boxes: bool = False,
+    soft_objectness: bool = False,
+    positives_only: bool = False,
+    soft_classes: bool = True,
+    all_classes: bool = False,
+    mean_of_classes: bool = False,
+    by_slots: bool = False,
+    at_least: int = 1,
+    stable: bool = True,
+) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    """`three_losses`, or one that differs from it in one place."""
 
-    def answer(epochs: int, final_epochs: int) -> Tensor:
-        closing = torch.arange(epochs) + shift >= epochs - final_epochs
-        if final_epochs == 0 and not always:
-            closing = torch.zeros(epochs, dtype=torch.bool)
-        return ~closing if inverted else closing
+    def cross_entropy(logits: Tensor, wanted: Tensor) -> Tensor:
+        if stable:
+            return logits.clamp(min=0) - logits * wanted + torch.log1p(torch.exp(-logits.abs()))
+        chance = logits.sigmoid()
+        return -(wanted * chance.log() + (1 - wanted) * (1 - chance).log())
+
+    def answer(
+        object_logits: Tensor, class_logits: Tensor, kinds: Tensor, overlaps: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        positive = kinds >= 0
+        n = len(kinds) if by_slots else max(int(positive.sum()), at_least)
+        box = box_weight * (1 - overlaps**power)
+        objectness = cross_entropy(object_logits, positive * overlaps if soft_objectness else positive.float())
+        own = kinds[:, None] == torch.arange(class_logits.shape[1])
+        classes = cross_entropy(class_logits, own * overlaps[:, None] if soft_classes else own.float())
+        terms = (
+            box if all_boxes else box[positive],
+            objectness[positive] if positives_only else objectness,
+            classes if all_classes else classes[positive],
+        )
+        of_box, of_objectness, of_classes = (term.sum() / n for term in terms)
+        return of_box, of_objectness, of_classes / class_logits.shape[1] if mean_of_classes else of_classes
 
     return answer
 
 
-def _closing_by_slice(epochs: int, final_epochs: int) -> Tensor:
-    closing = torch.zeros(epochs, dtype=torch.bool)
-    if final_epochs > 0:
-        closing[epochs - final_epochs - 1 :] = True  # of a short run this starts from behind
-    return closing
+def _slots(slots: int, classes: int, share: float = 0.3, size: float = 2) -> Callable[[Generator], tuple]:
+    def make(rng: Generator) -> tuple:
+        kinds = torch.randint(classes, (slots,), generator=rng)
+        kinds[torch.rand(slots, generator=rng) >= share] = -1
+        logits = size * torch.randn(slots, classes + 1, generator=rng)
+        return logits[:, 0], logits[:, 1:], kinds, torch.rand(slots, generator=rng)
+
+    return make
 
 
-def _closing_counted_from_one(epochs: int, final_epochs: int) -> Tensor:
-    closing = torch.arange(epochs + 1) >= epochs - final_epochs
-    return closing & (final_epochs > 0)
-
-
-CLOSING = Exercise(
-    answer=closing_epochs,
-    returns=("closing",),
+LOSSES = Exercise(
+    answer=three_losses,
+    returns=("box", "objectness", "class_loss"),
     inputs={
-        "four epochs, one of them flat": lambda rng: (4, 1),
-        "the demo, 20 epochs": lambda rng: (20, 3),
-        "the published 300": lambda rng: (300, 15),
-        "no final phase": lambda rng: (10, 0),
-        "a run of one epoch without final phase": lambda rng: (1, 0),
-        "a final phase as long as the run": lambda rng: (6, 6),
-        "a run one epoch longer than its final phase": lambda rng: (16, 15),
-        "a final phase longer than the run": lambda rng: (5, 15),
+        "three slots, all logits 0, two of them positive": lambda rng: (
+            torch.zeros(3),
+            torch.zeros(3, 2),
+            torch.tensor([0, -1, 1]),
+            torch.tensor([0.5, 0.0, 0.8]),
+        ),
+        "twelve slots, three classes": _slots(12, 3),
+        "a thousand slots, few positive": _slots(1000, 8, 0.01),
+        "one class": _slots(20, 1),
+        "every slot positive": _slots(9, 4, 1.0),
+        "a batch without objects": _slots(30, 5, 0.0),
+        "very sure logits": _slots(40, 3, 0.3, 400),
+        "no slot at all": _slots(0, 3),
     },
     mistakes=(
+        Mistake(_losses_with(box_weight=1), "The box loss has the weight 5."),
+        Mistake(_losses_with(power=1), "Your box loss is 1 - IoU. The IoU is squared first."),
         Mistake(
-            _closing_with(shift=0),
-            "Your closing phase is as long as the flat learning rate. It is one epoch longer: the official test "
-            "compares the epoch counted *from 1* with epochs - final_epochs.",
+            _losses_with(all_boxes=True),
+            "Negative slots have no object, so their boxes have no loss. Sum over the positive ones.",
         ),
         Mistake(
-            _closing_with(shift=2),
-            "Your closing phase begins an epoch too early. It is one epoch longer than final_epochs, not two.",
+            _losses_with(soft_objectness=True),
+            "Your objectness learns the IoU. It learns 1 for a positive slot; the IoU is the target of the class.",
         ),
         Mistake(
-            _closing_with(always=True),
-            "With final_epochs = 0 there is no closing phase at all, and yours has one epoch.",
+            _losses_with(positives_only=True),
+            "Your objectness is summed over positive slots. It is the one term that all slots have: the negative "
+            "ones learn 0.",
         ),
         Mistake(
-            _closing_with(inverted=True),
-            "This marks the epochs with strong augmentation. Asked are the others.",
+            _losses_with(soft_classes=False),
+            "Your class target is 1 for the own class. It is the IoU of the box.",
         ),
         Mistake(
-            _closing_by_slice,
-            "In a run shorter than its final phase a negative index counts from behind. Such a run is closing from its "
-            "first epoch on.",
+            _losses_with(all_classes=True),
+            "Negative slots have a class loss of yours. They learn nothing about classes.",
         ),
         Mistake(
-            _closing_counted_from_one,
-            "There is one place too many: the first epoch stands at place 0.",
+            _losses_with(mean_of_classes=True),
+            "Your class loss is a mean over the classes. They are summed, and only the positive slots divide.",
+        ),
+        Mistake(
+            _losses_with(by_slots=True),
+            "You divide by the number of all slots. Every term is divided by the number of positive ones.",
+        ),
+        Mistake(
+            _losses_with(at_least=0),
+            "Without a positive slot you divide by 0. N is at least 1.",
+        ),
+        Mistake(
+            _losses_with(stable=False),
+            "The logarithm of a sigmoid that has become 0 is minus infinity. "
+            "`binary_cross_entropy_with_logits` computes it from the logit.",
         ),
     ),
 )
@@ -325,6 +377,7 @@ def _plan_with(
     triple_first: bool = False,
     each_by_itself: bool = False,
     exchanged: bool = False,
+    floor_last: bool = False,
 ) -> Callable[..., tuple[Tensor, Tensor, int]]:
     """`member_plan`, or one that differs from it in one place."""
 
@@ -335,6 +388,8 @@ def _plan_with(
         channels = [to_whole(64 * times * width) if each_by_itself else first * times for times in (1, 2, 4, 8, 16)]
         n = max(count(3 * depth), at_least)
         many = max(count(9 * depth), at_least) if triple_first else 3 * n
+        if floor_last:
+            many = max(3 * count(3 * depth), at_least)
         bottlenecks = [n, many, many, 3 * n if threefold_last else n]
         return torch.tensor(channels), torch.tensor(bottlenecks), max(count(3 * depth), neck_at_least)
 
@@ -379,6 +434,10 @@ PLAN = Exercise(
             "A stage of the backbone keeps at least one bottleneck, however shallow the network.",
         ),
         Mistake(
+            _plan_with(floor_last=True),
+            "At least one is meant before the tripling: three times a floor of one is three.",
+        ),
+        Mistake(
             _plan_with(neck_at_least=1),
             "The pyramid has no lower limit: with a depth near 0 its CSP layers have no bottleneck.",
         ),
@@ -397,4 +456,4 @@ PLAN = Exercise(
     ),
 )
 
-EXERCISES = (RATE, AVERAGE, CLOSING, PLAN)
+EXERCISES = (RATE, AVERAGE, LOSSES, PLAN)

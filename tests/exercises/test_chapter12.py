@@ -6,16 +6,19 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
 
+from minidet.boxes import iou
 from minidet.detectors.zoo import create_model
 from minidet.exercises import EXERCISES, review
 from minidet.layers.blocks import CSPLayer
 from minidet.layers.darknet import CSPDarknet
+from minidet.losses import binary_cross_entropy
 from minidet.training.ema import Ema
 from minidet.training.recipe import Recipe, learning_rate
 from tests.exercises.told import assert_wrong, stub
 
-NAMES = ("scheduled_rate", "ema_step", "closing_epochs", "member_plan")
+NAMES = ("scheduled_rate", "ema_step", "three_losses", "member_plan")
 
 
 # ---- stubs and solutions --------------------------------------------------------------------------------------------
@@ -53,14 +56,25 @@ def ema_by_lerp(average, value, n, decay, ramp):
     return torch.lerp(value, average, d) if torch.is_floating_point(value) else value
 
 
-def closing_solution(epochs, final_epochs):
-    if final_epochs == 0:
-        return torch.zeros(epochs, dtype=torch.bool)
-    return torch.arange(1, epochs + 1) >= epochs - final_epochs
+def losses_solution(object_logits, class_logits, kinds, overlaps):
+    positive = kinds >= 0
+    n = positive.sum().clamp(min=1)
+    wanted = F.one_hot(kinds[positive], class_logits.shape[1]) * overlaps[positive, None]
+    box = 5 * (1 - overlaps[positive] ** 2).sum()
+    objectness = F.binary_cross_entropy_with_logits(object_logits, positive.float(), reduction="sum")
+    classes = F.binary_cross_entropy_with_logits(class_logits[positive], wanted, reduction="sum")
+    return box / n, objectness / n, classes / n
 
 
-def closing_by_loop(epochs, final_epochs):
-    return torch.tensor([final_epochs > 0 and epoch + 1 + final_epochs >= epochs for epoch in range(epochs)])
+def losses_by_loop(object_logits, class_logits, kinds, overlaps):
+    box = objectness = classes = torch.tensor(0.0)
+    for slot, kind in enumerate(kinds.tolist()):
+        objectness = objectness + binary_cross_entropy(object_logits[slot], torch.tensor(float(kind >= 0)))
+        if kind >= 0:
+            box = box + 5 * (1 - overlaps[slot] ** 2)
+            classes = classes + F.softplus(class_logits[slot]).sum() - overlaps[slot] * class_logits[slot, kind]
+    n = max(1, int((kinds >= 0).sum()))
+    return box / n, objectness / n, classes / n
 
 
 def plan_solution(depth, width):
@@ -90,8 +104,8 @@ def test_the_stub_is_not_attempted(name):
         ("scheduled_rate", rate_in_epochs),
         ("ema_step", ema_solution),
         ("ema_step", ema_by_lerp),
-        ("closing_epochs", closing_solution),
-        ("closing_epochs", closing_by_loop),
+        ("three_losses", losses_solution),
+        ("three_losses", losses_by_loop),
         ("member_plan", plan_solution),
         ("member_plan", plan_as_list),
     ],
@@ -138,12 +152,32 @@ def test_averages_are_those_of_the_librarys_ema():
     assert model[1].num_batches_tracked == 7
 
 
-@pytest.mark.parametrize("epochs", [1, 2, 5, 16, 17, 300])
-@pytest.mark.parametrize("final", [0, 1, 3, 15, 20])
-def test_closing_epochs_are_those_of_the_recipe(epochs, final):
-    recipe = Recipe(epochs=epochs, final_epochs=final)
-    wanted = [recipe.is_closing(epoch) for epoch in range(epochs)]
-    assert EXERCISES["closing_epochs"].answer(epochs, final).tolist() == wanted
+@pytest.mark.parametrize("seed", range(5))
+def test_losses_are_those_of_the_detector(seed):
+    torch.manual_seed(seed)
+    model = create_model("yolox-nano", 4, input_hw=(64, 96))
+    images = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
+    boxes = torch.tensor([[[8.0, 8, 30, 40], [40, 10, 90, 60]], [[20, 5, 60, 50], [1, 30, 25, 62]]])
+    targets = [{"boxes": each, "labels": torch.randint(4, (2,))} for each in boxes]
+    if seed == 4:
+        targets = [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}] * 2
+    with torch.inference_mode():
+        said = model.dense_of(model.network_input(images)[0])
+        gt = model.ground_truth(images, targets)
+        assignment = model.assign_of(said, gt, trace=False)
+        library = model.losses_of(said, assignment, gt)
+    owners, kinds, overlaps = assignment.matched_gt, torch.full(said.object_logits.shape, -1), []
+    for picture, target in enumerate(targets):
+        overlap = torch.zeros(owners.shape[1])
+        for slot in (owners[picture] >= 0).nonzero()[:, 0].tolist():
+            kinds[picture, slot] = target["labels"][owners[picture, slot]]
+            overlap[slot] = iou(said.boxes[picture, slot], target["boxes"][owners[picture, slot]])
+        overlaps.append(overlap)
+    ours = EXERCISES["three_losses"].answer(
+        said.object_logits.flatten(), said.class_logits.flatten(0, 1), kinds.flatten(), torch.cat(overlaps)
+    )
+    wanted = [float(library[name]) for name in ("loss_box", "loss_objectness", "loss_class")]
+    assert [float(each) for each in ours] == pytest.approx(wanted, rel=1e-4, abs=1e-6)
 
 
 def bottlenecks_of(part: torch.nn.Module) -> list[int]:
@@ -276,49 +310,66 @@ def test_a_wrong_average_is_told_what_differs_and_why(answer, difference, hint):
     assert_wrong("ema_step", answer, difference, hint)
 
 
-def closing_from(first):
-    """A student's version: closing from the epoch that `first` gives, counted from 0."""
-    return lambda epochs, final: torch.arange(epochs) >= first(epochs, final)
+def losses_with(
+    weight=5,
+    box=lambda iou: 1 - iou**2,
+    divide=None,
+    object_target=None,
+    own=None,
+    where=None,
+    entropy=None,
+    mean=False,
+):
+    """A student's version, with one thing done differently; `where`: the term that is summed over other slots."""
+    entropy = entropy or (lambda logits, wanted: F.softplus(logits) - logits * wanted)
+
+    def answer(object_logits, class_logits, kinds, overlaps):
+        positive = kinds >= 0
+        everywhere = torch.ones_like(positive)
+        n = divide(positive) if divide else positive.sum().clamp(min=1)
+        boxes = weight * box(overlaps)[everywhere if where == "box" else positive].sum()
+        objects = entropy(object_logits, (object_target or (lambda iou: 1))(overlaps) * positive.float())
+        wanted = torch.zeros_like(class_logits)
+        for slot in range(len(kinds)):
+            if positive[slot]:
+                wanted[slot, kinds[slot]] = own or overlaps[slot]
+        classes = entropy(class_logits, wanted)[everywhere if where == "class" else positive].sum()
+        if mean:
+            classes = classes / class_logits.shape[1]
+        return boxes / n, objects[positive if where == "objectness" else everywhere].sum() / n, classes / n
+
+    return answer
 
 
-def closing_by_slice(epochs, final_epochs):
-    closing = torch.full((epochs,), False)
-    if final_epochs:
-        closing[epochs - 1 - final_epochs :] = True
-    return closing
+def by_logarithms(logits, wanted):
+    return -wanted * logits.sigmoid().log() - (1 - wanted) * (1 - logits.sigmoid()).log()
 
 
 @pytest.mark.parametrize(
     ("answer", "difference", "hint"),
     [
-        (
-            lambda e, f: torch.arange(e) >= (e - f if f else e),
-            "closing[2] is False, not True.",
-            "Your closing phase is as long as the flat learning rate.",
-        ),
-        (
-            lambda e, f: torch.arange(e) >= (e - f - 2 if f else e),
-            "closing[1] is True, not False.",
-            "Your closing phase begins an epoch too early.",
-        ),
-        (closing_from(lambda e, f: e - f - 1), "no final phase", "there is no closing phase at all"),
-        (lambda e, f: ~closing_solution(e, f), "closing[0] is True", "Asked are the others."),
-        (closing_by_slice, "a final phase as long as the run", "a negative index counts from behind"),
-        (
-            lambda e, f: (torch.arange(e + 1) >= e - f) & (f > 0),
-            "closing has the shape [5], not [4].",
-            "the first epoch stands at place 0",
-        ),
-        (lambda e, f: closing_solution(e, f).long(), "closing is int64, but bool was expected.", ""),
-        (lambda e, f: closing_solution(e, f).tolist(), "4 values came back, but 1 were expected.", "as one value"),
+        (losses_with(weight=1), "box[] is 0.555, not 2.775.", "The box loss has the weight 5."),
+        (losses_with(box=lambda iou: 1 - iou), "box[] is 1.75, not 2.775.", "The IoU is squared first."),
+        (losses_with(where="box"), "box[] is", "Negative slots have no object"),
+        (losses_with(object_target=lambda iou: iou), "objectness[] is", "Your objectness learns the IoU."),
+        (losses_with(where="objectness"), "objectness[] is", "the one term that all slots have"),
+        (losses_with(own=1.0), "class_loss[] is", "It is the IoU of the box."),
+        (losses_with(where="class"), "class_loss[] is", "They learn nothing about classes."),
+        (losses_with(mean=True), "class_loss[] is", "They are summed"),
+        (losses_with(divide=len), "box[] is 1.85, not 2.775.", "You divide by the number of all slots."),
+        (losses_with(divide=lambda positive: positive.sum()), "a batch without objects", "N is at least 1."),
+        (losses_with(entropy=by_logarithms), "very sure logits", "computes it from the logit"),
+        (lambda *given: losses_solution(*given)[:2], "2 values came back, but 3 were expected.", "in this order"),
     ],
-    ids="short early always inverted slice one-more numbers list".split(),
+    ids="weight plain boxes soft positives hard background mean slots zero logarithm two".split(),
 )
-def test_a_wrong_closing_phase_is_told_what_differs_and_why(answer, difference, hint):
-    assert_wrong("closing_epochs", answer, difference, hint)
+def test_a_wrong_loss_is_told_what_differs_and_why(answer, difference, hint):
+    assert_wrong("three_losses", answer, difference, hint)
 
 
-def plan_with(whole=int, count=round, least=1, neck_least=0, pattern=(1, 3, 3, 1), nine=False, alone=False, swap=False):
+def plan_with(
+    whole=int, count=round, least=1, neck_least=0, pattern=(1, 3, 3, 1), nine=False, alone=False, swap=False, late=False
+):
     """A student's version, with one thing done differently."""
 
     def answer(depth, width):
@@ -332,6 +383,8 @@ def plan_with(whole=int, count=round, least=1, neck_least=0, pattern=(1, 3, 3, 1
         bottlenecks = n * torch.tensor(pattern)
         if nine:
             bottlenecks[1:3] = max(count(depth * 9), 1)
+        if late:  # the floor comes last
+            bottlenecks = (round(depth * 3) * torch.tensor(pattern)).clamp(min=1)
         return channels, bottlenecks, max(count(depth * 3), neck_least)
 
     return answer
@@ -345,13 +398,14 @@ def plan_with(whole=int, count=round, least=1, neck_least=0, pattern=(1, 3, 3, 1
         (plan_with(count=int), "yolox-s", "3 * 0.33 is 0.99 and becomes 0"),
         (plan_with(count=math.ceil), "yolox-m", "3 * depth is rounded up"),
         (plan_with(least=0), "a very shallow one", "keeps at least one bottleneck"),
+        (plan_with(late=True), "bottlenecks[1] is 1, not 3.", "three times a floor of one is three"),
         (plan_with(neck_least=1), "neck is 1, not 0.", "The pyramid has no lower limit"),
         (plan_with(pattern=(1, 3, 3, 3)), "bottlenecks[3] is 9, not 3.", "Only dark3 and dark4"),
         (plan_with(nine=True), "bottlenecks[1] is", "three times the *rounded* number"),
         (plan_with(swap=True), "yolox-s", "The multipliers are exchanged"),
         (lambda d, w: plan_solution(d, w)[:2], "2 values came back, but 3 were expected.", "in this order"),
     ],
-    ids="rounded alone cut ceiling none neck last nine swapped two".split(),
+    ids="rounded alone cut ceiling none late neck last nine swapped two".split(),
 )
 def test_a_wrong_plan_is_told_what_differs_and_why(answer, difference, hint):
     assert_wrong("member_plan", answer, difference, hint)
