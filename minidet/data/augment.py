@@ -7,7 +7,7 @@ Here every step makes a picture of its own, which is easy to follow and slow. Tr
 and touches each pixel once: `minidet.data.plan` and `minidet.data.render`. Both share the arithmetic of boxes and the
 draws that stand here.
 
-Source: YOLOX, section 2.1, "strong data augmentation"; YOLOF, section 5 (random shift); chapter 10.
+Source: YOLOX, section 2.1, "strong data augmentation"; YOLOF, section 5 (random shift); chapter 12.
 """
 
 from __future__ import annotations

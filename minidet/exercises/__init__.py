@@ -5,12 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 from minidet.errors import MinidetError
-from minidet.exercises import chapter00, chapter01, chapter04, chapter05, chapter06, chapter07, chapter09, chapter10
+from minidet.exercises import (
+    chapter00,
+    chapter01,
+    chapter04,
+    chapter05,
+    chapter06,
+    chapter07,
+    chapter09,
+    chapter10,
+    chapter12,
+)
 from minidet.exercises.check import Exercise, Mistake, Verdict, review
 
 __all__ = ["EXERCISES", "Exercise", "Mistake", "Verdict", "check", "review"]
 
-CHAPTERS = (chapter00, chapter01, chapter04, chapter05, chapter06, chapter07, chapter09, chapter10)
+CHAPTERS = (chapter00, chapter01, chapter04, chapter05, chapter06, chapter07, chapter09, chapter10, chapter12)
 EXERCISES = {exercise.name: exercise for chapter in CHAPTERS for exercise in chapter.EXERCISES}
 
 

@@ -3,7 +3,7 @@
 Each turns an image into stages of falling resolution. YOLOX's necks use the last three, of stride 8, 16 and 32; YOLOF
 uses the last one alone.
 
-Source: YOLOX, section 2.1 and 2.2; YOLOF, section 5, and its published code; chapter 08.
+Source: YOLOX, section 2.1 and 2.2; YOLOF, section 5, and its published code; chapter 12.
 """
 
 from __future__ import annotations

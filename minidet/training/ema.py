@@ -1,6 +1,6 @@
 """A moving average of the weights: the model that is evaluated and kept.
 
-Source: YOLOX, section 2.1 ("EMA weights updating"); chapter 11.
+Source: YOLOX, section 2.1 ("EMA weights updating"); chapter 12.
 """
 
 from __future__ import annotations
