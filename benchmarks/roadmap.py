@@ -4,7 +4,8 @@
     python benchmarks/roadmap.py --runs runs/ladder --data data/shapes
 
 For each rung, over the validation pictures: AP, AP if classes did not count (every object and every detection has the
-same one), and how many slots learn an object. Figures go to a JSON file, and one picture shows four rungs' slots.
+same one, and boxes suppress each other whatever they are called), and how many slots learn an object. Figures go to a
+JSON file, and one picture shows four rungs' slots.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 import numpy as np
 import torch
@@ -42,8 +42,11 @@ class Options:
     figure: Path = RESULTS / "roadmap_assignments.png"
 
 
-def without_classes(data: CocoDataset, rows: list[dict[str, Any]]) -> float:
-    """AP of the same detections if all classes were one."""
+def without_classes(model: Detector, data: CocoDataset) -> float:
+    """AP of a model if all classes were one: boxes of one object suppress each other whatever they are called."""
+    model.class_agnostic = True
+    rows = predict_dataset(model, data, progress=False)
+    model.class_agnostic = False
     truth = annotations_of(data)
     only = truth["categories"][0]["id"]
     same = [{**row, "category_id": only} for row in truth["annotations"]]
@@ -84,7 +87,7 @@ def main(options: Options) -> None:
         for path in sorted((options.runs / name).glob("seed-*/result.json")):
             model = load_model(path.parent / "last.safetensors")
             rows, slots = predict_dataset(model, data, progress=False), slots_per_object(model, data)
-            figures = {"ap": score_rows(data, rows).ap, "ap_without_classes": without_classes(data, rows)}
+            figures = {"ap": score_rows(data, rows).ap, "ap_without_classes": without_classes(model, data)}
             figures |= {"slots": mean(slots), "without": slots.count(0) / len(slots)}
             runs.append({"run": path.parent.name, **figures})
             if name in DRAWN and len(runs) == 1:
