@@ -377,7 +377,7 @@ COSINES = Exercise(
             torch.tensor([[2, 3], [1, 0]]).view(1, 2, 1, 2),
         ),
         "cells without a gradient": _mostly_zero,
-        "gradients as small as in training, 1e-9": lambda rng: _gradients((1, 8, 3, 4), rng, 1e-9),
+        "small gradients, 1e-9": lambda rng: _gradients((1, 8, 3, 4), rng, 1e-9),
         "very small gradients, 1e-15": lambda rng: _gradients((1, 8, 3, 4), rng, 1e-15),
         "very large gradients": lambda rng: _gradients((1, 8, 3, 4), rng, 1e14),
         "no picture": lambda rng: (torch.zeros(0, 8, 3, 4), torch.zeros(0, 8, 3, 4)),
@@ -385,7 +385,7 @@ COSINES = Exercise(
     mistakes=(
         Mistake(
             _cosines_of_functional,
-            "functional.cosine_similarity never divides by less than its eps, 1e-8. Gradients are often shorter than "
+            "functional.cosine_similarity never divides by less than its eps, 1e-8. Gradients may be shorter than "
             "that, and then it says nearly 0, whatever their directions. Zero gradients get a 0 too; wanted is NaN.",
         ),
         Mistake(
