@@ -19,7 +19,7 @@ from minidet.draw.picture_axes import DASHED, outline, picture_axes, show_pictur
 TILE, GAP, HEAD, CHART = 177, 10, 30, 176  # sides in pixels of the figure
 CELL = "#56B4E9"  # outline of the chosen cell
 COSINES = matplotlib.colormaps["PuOr"]  # purple agrees, orange fights; a cross says it without colour
-SERIES = ((PALETTE[1], "o", "-"), (PALETTE[5], "s", (0, (6, 2))))  # of the curves: colour, mark, line
+SERIES = ((PALETTE[5], "s", (0, (6, 2))), (PALETTE[4], "o", "-"))  # of the curves: colour, mark, line
 
 
 @dataclass(frozen=True)

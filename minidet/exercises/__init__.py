@@ -12,6 +12,7 @@ from minidet.exercises import (
     chapter05,
     chapter06,
     chapter07,
+    chapter08,
     chapter09,
     chapter10,
     chapter12,
@@ -20,7 +21,18 @@ from minidet.exercises.check import Exercise, Mistake, Verdict, review
 
 __all__ = ["EXERCISES", "Exercise", "Mistake", "Verdict", "check", "review"]
 
-CHAPTERS = (chapter00, chapter01, chapter04, chapter05, chapter06, chapter07, chapter09, chapter10, chapter12)
+CHAPTERS = (
+    chapter00,
+    chapter01,
+    chapter04,
+    chapter05,
+    chapter06,
+    chapter07,
+    chapter08,
+    chapter09,
+    chapter10,
+    chapter12,
+)
 EXERCISES = {exercise.name: exercise for chapter in CHAPTERS for exercise in chapter.EXERCISES}
 
 
