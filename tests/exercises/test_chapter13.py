@@ -296,7 +296,7 @@ def test_a_wrong_schedule_is_told_what_differs_and_why(answer, difference, hint)
 def diagnose_with(
     high=lambda losses: not losses.isfinite().all() or losses.max() > 1.2 * losses[0],
     low=lambda losses: losses[-1] > 0.8 * losses[0],
-    boxes=lambda ap: ap.max() < 0.1,
+    boxes=lambda ap: ap.max() < 0.2,
     step=lambda half: 1 - half[1:] / half[:-1],
     half=lambda losses: losses[(len(losses) + 1) // 2 - 1 :],
     fall=lambda ap: (ap[:-1] - ap[1:] > 0.03).any(),
@@ -347,7 +347,7 @@ USUAL = ["rate too high", "rate too low", "wrong boxes", "no closing phase", "no
         ),
         (diagnose_with(step=lambda h: h[:-1] - h[1:]), "no step down in the second half", "losses have no common unit"),
         (diagnose_with(half=lambda s: s), "no step down in the second half", "in the second half only"),
-        (diagnose_with(boxes=lambda ap: ap[-1] < 0.1), "AP was there once", "look at the highest one"),
+        (diagnose_with(boxes=lambda ap: ap[-1] < 0.2), "AP was there once", "look at the highest one"),
         (
             diagnose_with(fall=any_move),
             "a healthy run",
