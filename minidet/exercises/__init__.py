@@ -16,6 +16,7 @@ from minidet.exercises import (
     chapter09,
     chapter10,
     chapter12,
+    chapter13,
 )
 from minidet.exercises.check import Exercise, Mistake, Verdict, review
 
@@ -32,6 +33,7 @@ CHAPTERS = (
     chapter09,
     chapter10,
     chapter12,
+    chapter13,
 )
 EXERCISES = {exercise.name: exercise for chapter in CHAPTERS for exercise in chapter.EXERCISES}
 
