@@ -24,6 +24,7 @@ from torch import Generator, Tensor
 RELATIVE, ABSOLUTE = 1e-4, 1e-6  # how far a number may be from the expected one
 SHOWN = 24  # tensors with more numbers than this are summed up
 WIDTH = 100  # of the longest line of prose
+NUMBERS = 80  # of the longest line of numbers
 
 
 @dataclass(frozen=True)
@@ -304,7 +305,10 @@ def _long(value: Any) -> list[str]:
         return [f"{head}, numbers from {_number(low)} to {_number(high)}"]
     if value.ndim == 2:
         return [head, *(_row(row) for row in value)]
-    return [f"{head}  {_row(value.flatten())}" if value.ndim else f"{head}  {_number(value)}"]
+    if value.ndim == 0:
+        return [f"{head}  {_number(value)}"]
+    line = f"{head}  {_row(value.flatten())}"
+    return [line] if len(line) <= NUMBERS else [head, *textwrap.wrap(_row(value.flatten()), NUMBERS)]
 
 
 def _row(values: Tensor) -> str:
