@@ -28,17 +28,13 @@ from minidet.data.coco import CocoDataset, load_split
 from minidet.detectors import Detector
 from minidet.detectors.roadmap import roadmap
 from minidet.detectors.weights import load_state
-from minidet.evaluation.average_precision import score_rows
-from minidet.evaluation.predict import predict_dataset
+from minidet.evaluation.average_precision import evaluate, evaluate_without_classes
 from minidet.evaluation.speed import count_gflops, count_parameters
 from minidet.files import read_json, write_json
 from minidet.training.checkpoint import checkpoint_path, load_checkpoint
 from minidet.training.hardware import describe_hardware
 from minidet.training.loop import train
 from minidet.training.recipe import FLIP_AND_COLOUR, recipe_for
-
-sys.path.insert(0, str(Path(__file__).parent))
-from roadmap import without_classes  # the road map's other figures
 
 NAME, WIDTH, DEPTH = "yolox-darknet53", 0.25, 0.33
 INPUT_HW = DEMO_SETTINGS["input_size"]
@@ -153,9 +149,9 @@ def run(setting: Setting, seed: int, runs: Path, train_data: CocoDataset, val_da
 
 
 def judge(model: Detector, data: CocoDataset) -> dict[str, float]:
-    rows = predict_dataset(model, data, progress=False)
-    found = score_rows(data, rows)
-    figures = {"ap": found.ap, "ap50": found.ap50, "ap_without_classes": without_classes(model, data)}
+    found = evaluate(model, data, progress=False)
+    anyhow = evaluate_without_classes(model, data, progress=False)
+    figures = {"ap": found.ap, "ap50": found.ap50, "ap_without_classes": anyhow.ap}
     return {name: round(value, 4) for name, value in figures.items()}
 
 

@@ -24,8 +24,7 @@ from minidet.detectors import Detector, load_model
 from minidet.detectors.roadmap import Rung, roadmap
 from minidet.draw import save_figure
 from minidet.draw.assignment import AssignmentPanel, draw_assignment
-from minidet.evaluation.average_precision import annotations_of, evaluate_detections, score_rows
-from minidet.evaluation.predict import predict_dataset
+from minidet.evaluation.average_precision import evaluate, evaluate_without_classes
 from minidet.explore.assignment import AssignmentBench
 from minidet.files import write_json
 
@@ -40,18 +39,6 @@ class Options:
     picture: int = 7  # of the validation pictures, the one that is drawn
     out: Path = RESULTS / "roadmap.json"
     figure: Path = RESULTS / "roadmap_assignments.png"
-
-
-def without_classes(model: Detector, data: CocoDataset) -> float:
-    """AP of a model if all classes were one: boxes of one object suppress each other whatever they are called."""
-    model.class_agnostic = True
-    rows = predict_dataset(model, data, progress=False)
-    model.class_agnostic = False
-    truth = annotations_of(data)
-    only = truth["categories"][0]["id"]
-    same = [{**row, "category_id": only} for row in truth["annotations"]]
-    truth = {**truth, "categories": truth["categories"][:1], "annotations": same}
-    return evaluate_detections(truth, [{**row, "category_id": only} for row in rows]).ap
 
 
 def slots_per_object(model: Detector, data: CocoDataset) -> list[int]:
@@ -86,9 +73,13 @@ def main(options: Options) -> None:
         runs = []
         for path in sorted((options.runs / name).glob("seed-*/result.json")):
             model = load_model(path.parent / "last.safetensors")
-            rows, slots = predict_dataset(model, data, progress=False), slots_per_object(model, data)
-            figures = {"ap": score_rows(data, rows).ap, "ap_without_classes": without_classes(model, data)}
-            figures |= {"slots": mean(slots), "without": slots.count(0) / len(slots)}
+            slots = slots_per_object(model, data)
+            figures = {
+                "ap": evaluate(model, data, progress=False).ap,
+                "ap_without_classes": evaluate_without_classes(model, data, progress=False).ap,
+                "slots": mean(slots),
+                "without": slots.count(0) / len(slots),
+            }
             runs.append({"run": path.parent.name, **figures})
             if name in DRAWN and len(runs) == 1:
                 panel, strides = panel_of(model, (image, target), title_of(rung))

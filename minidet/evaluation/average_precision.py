@@ -29,7 +29,15 @@ from minidet.settings import is_finite
 if TYPE_CHECKING:
     from minidet.data.coco import CocoDataset
 
-__all__ = ["STATS", "AveragePrecision", "Group", "evaluate", "evaluate_detections", "predict_dataset"]
+__all__ = [
+    "STATS",
+    "AveragePrecision",
+    "Group",
+    "evaluate",
+    "evaluate_detections",
+    "evaluate_without_classes",
+    "predict_dataset",
+]
 
 STATS = (  # the twelve figures, in the order in which COCO lists them
     "ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large",
@@ -169,6 +177,36 @@ def evaluate(
         DataError: the classes of model and data set differ, or the annotation file is not usable.
     """
     return score_rows(dataset, predict_dataset(model, dataset, batch_size, device, progress, workers))
+
+
+def evaluate_without_classes(
+    model: torch.nn.Module, dataset: CocoDataset, batch_size: int = 8, progress: bool = True
+) -> AveragePrecision:
+    """Judge a detector as if there were one class: does it find the objects, whatever it calls them?
+
+    Every object and every detection gets the same class, and boxes suppress each other across classes: otherwise an
+    object that two slots name differently would keep a box of each name, and one of them would be a false alarm.
+
+    Args:
+        model: a detector; its `class_agnostic` is set while it predicts, and is as before afterwards.
+        dataset, batch_size, progress: as for `evaluate`.
+
+    Raises:
+        DataError: as for `evaluate`.
+
+    Source: chapter 08.
+    """
+    before, model.class_agnostic = model.class_agnostic, True
+    try:
+        rows = predict_dataset(model, dataset, batch_size, progress=progress)
+    finally:
+        model.class_agnostic = before
+    truth = annotations_of(dataset)
+    one = {"category_id": dataset.category_ids[0]}
+    truth["categories"] = [each for each in truth["categories"] if each["id"] == one["category_id"]]
+    truth["annotations"] = [entry | one for entry in truth["annotations"]]
+    rows = [row | one for row in rows]
+    return _score(str(dataset.annotations_path), truth, "the model's detections", rows)
 
 
 def score_rows(dataset: CocoDataset, rows: list[dict[str, Any]]) -> AveragePrecision:

@@ -12,7 +12,13 @@ import torch
 from torch import nn
 
 from minidet.errors import DataError
-from minidet.evaluation.average_precision import STATS, evaluate, evaluate_detections, predict_dataset
+from minidet.evaluation.average_precision import (
+    STATS,
+    evaluate,
+    evaluate_detections,
+    evaluate_without_classes,
+    predict_dataset,
+)
 
 PUBLISHED = {
     "instances_val2014_100.json": (
@@ -353,6 +359,40 @@ def test_a_model_that_finds_everything_scores_1_on_the_pictures_of_the_data_set(
     assert result.ap == pytest.approx(1)
     data.records = data.records[:2]
     assert evaluate(Oracle(), data, progress=False).num_gt == 2
+
+
+class Misnamer(Oracle):
+    """Finds every object and gives it each wrong and right name, unless boxes of other classes suppress each other."""
+
+    class_agnostic = False
+
+    def forward(self, images: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+        found = super().forward(images)
+        for each, image in zip(found, images, strict=True):
+            each["boxes"] = each["boxes"][[0, 0]]
+            each["scores"] = torch.tensor([0.9, 0.8])
+            each["labels"] = torch.tensor([1, 0]) - int(image[0, 0, 0]) % 2 * torch.tensor([1, -1])  # wrong name first
+        kept = slice(1 if self.class_agnostic else 2)
+        return [{name: value[kept] for name, value in each.items()} for each in found]
+
+
+def test_without_classes_an_object_under_a_wrong_name_is_found_and_a_second_name_is_no_false_alarm(tmp_path: Path):
+    model, data = Misnamer(), Pictures(tmp_path)
+    assert evaluate(model, data, progress=False).ap < 0.7
+    found = evaluate_without_classes(model, data, progress=False)
+    assert found.ap == pytest.approx(1)
+    assert (found.num_gt, found.num_detections) == (5, 5)  # not 10: one box suppressed the other
+    assert len(found.per_class) == 1
+
+
+def test_a_model_is_as_class_agnostic_as_before_even_after_a_failure(tmp_path: Path):
+    model, data = Misnamer(), Pictures(tmp_path)
+    evaluate_without_classes(model, data, progress=False)
+    assert model.class_agnostic is False
+    data.image = lambda index: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        evaluate_without_classes(model, data, progress=False)
+    assert model.class_agnostic is False
 
 
 def test_nothing_is_printed_without_progress(tmp_path: Path, capsys: pytest.CaptureFixture):
